@@ -1,0 +1,163 @@
+"""`GPT2Chatbot`: a model, a template and a conversation behind `chat`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+from gpt2chat import checkpoint, pretrained
+from gpt2chat.checkpoint import Checkpoint
+from gpt2chat.conversation import Conversation, Message, Template, fit, render_prompt, template_named
+from gpt2chat.data import pairs_to_messages
+from gpt2chat.errors import ConfigError
+from gpt2chat.generation import Decoder, stream_text
+from gpt2chat.hardware import pick_device, pick_dtype
+from gpt2chat.sampling import GenerationConfig
+from gpt2chat.tokenizer import Tokenizer
+
+
+class GPT2Chatbot:
+    """Talks with one model and remembers the conversation.
+
+    Nothing is read or fetched by the constructor: the weights of `model_name` load at the first answer, unless
+    `load_model` came first. `notice` receives one-line remarks (earlier turns dropped, another size in the file).
+    """
+
+    def __init__(
+        self,
+        model_name: str = pretrained.DEFAULT_MODEL,
+        *,
+        generation: GenerationConfig | None = None,
+        system: str | None = None,
+        template: str | None = None,
+        device: str = "auto",
+        dtype: str = "float32",
+        notice: Callable[[str], None] | None = None,
+    ) -> None:
+        self.model_name = model_name
+        self.generation = generation or GenerationConfig()
+        self.system = system
+        self.messages: list[Message] = []
+        self.tokenizer = Tokenizer.gpt2()
+        self._template_name = template
+        self._device, self._dtype = device, dtype
+        self._notice = notice or (lambda line: None)
+        self._examples: list[Message] = []  # of this object, kept over load_model
+        self._loaded: Checkpoint | None = None
+        self._decoder: Decoder | None = None
+        self._told_dropped = False
+
+    # -- the model ---------------------------------------------------------------------------------------------
+
+    def load_model(self, path: str | os.PathLike[str]) -> None:
+        """Use the checkpoint at `path`, a `.pt` file; the conversation starts anew, custom examples stay.
+
+        Raises CheckpointError; the model in use stays when the file cannot be read.
+        """
+        self.use(checkpoint.load(path))
+
+    def use(self, loaded: Checkpoint) -> None:
+        """Talk with a checkpoint that is in memory."""
+        wanted = pretrained.MODEL_SIZES.get(pretrained.canonical_name(self.model_name))
+        if self._loaded is None and wanted not in (None, loaded.config):
+            self._notice(f"the file holds another size than {self.model_name}; using {pretrained.describe(loaded)}")
+        device = pick_device(self._device)
+        model = loaded.build_model(pick_dtype(self._dtype, device), device)
+        self._decoder = Decoder(model)
+        loaded.weights = {}  # the model owns them now
+        self._loaded = loaded
+        self.reset()
+
+    def _ready(self) -> tuple[Checkpoint, Decoder]:
+        if self._loaded is None:
+            self.use(pretrained.load(self.model_name))
+        if self._loaded is None or self._decoder is None:
+            raise RuntimeError("no model after loading")
+        return self._loaded, self._decoder
+
+    @property
+    def template(self) -> Template:
+        """The template in use: the one asked for, else the checkpoint's."""
+        return template_named(self._template_name) if self._template_name else self._ready()[0].template
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder, with the statistics of the last answer."""
+        return self._ready()[1]
+
+    # -- the conversation --------------------------------------------------------------------------------------
+
+    def add_custom_examples(self, examples: Sequence[object]) -> int:
+        """Show `[{"user": ..., "bot": ...}]` to the model before the conversation, without training.
+
+        They survive `reset` and leave last when the context is full. Returns how many were added; raises DataError
+        naming the index of a bad entry, and then adds none.
+        """
+        messages = pairs_to_messages(examples)
+        self._examples += messages
+        return len(messages) // 2
+
+    def reset(self) -> None:
+        """Forget the conversation; the system prompt and custom examples stay."""
+        self.messages = []
+        self._told_dropped = False
+
+    def chat(self, text: str, **options: object) -> str:
+        """Answer `text` and remember both; the options are those of `GenerationConfig`, for this answer alone."""
+        return "".join(self.stream(text, **options))
+
+    def stream(self, text: str, **options: object) -> Iterator[str]:
+        """Answer piece by piece. Both turns are remembered at the end, also when the reader stops early."""
+        generation = self._generation(options)
+        messages = [*self.messages, Message("user", _text(text))]
+        pieces: list[str] = []
+
+        def answer() -> Iterator[str]:
+            stream = self.complete(messages, generation)
+            try:
+                for piece in stream:
+                    pieces.append(piece)
+                    yield piece
+                self.messages = [*messages, Message("assistant", "".join(pieces))]
+            except GeneratorExit:
+                stream.close()
+                self.messages = [*messages, Message("assistant", "".join(pieces))]
+                raise
+
+        return answer()
+
+    def complete(self, messages: Conversation, generation: GenerationConfig | None = None) -> Iterator[str]:
+        """Answer a conversation given as a whole; remembers nothing. Its system messages replace `system`."""
+        generation = generation or self.generation
+        loaded, decoder = self._ready()
+        template = self.template
+        system = [message for message in messages if message.role == "system"]
+        if not system and self.system:
+            system = [Message("system", self.system)]
+        live = [message for message in messages if message.role != "system"]
+        n_ctx = decoder.model.config.n_ctx
+        room = n_ctx - min(generation.max_new_tokens, n_ctx // 4)
+        kept, dropped = fit([*system, *loaded.examples, *self._examples], live, template, self.tokenizer, room)
+        if dropped and not self._told_dropped:
+            self._told_dropped = True
+            self._notice(f"the context of {n_ctx} tokens is full: the oldest turns are no longer seen by the model")
+        prompt = render_prompt(kept, template, self.tokenizer)
+        ids = decoder.generate(prompt, generation, {self.tokenizer.end_id})
+        return stream_text(ids, self.tokenizer.stream_decoder(), template.stop, template.lead)
+
+    def _generation(self, options: dict[str, object]) -> GenerationConfig:
+        known = {field.name for field in dataclasses.fields(GenerationConfig)}
+        if "max_tokens" in options:  # the name other chat APIs use
+            options["max_new_tokens"] = options.pop("max_tokens")
+        given = {name: value for name, value in options.items() if value is not None}
+        if unknown := sorted(set(given) - known):
+            raise ConfigError(f"{unknown[0]}: expected one of {', '.join(sorted(known))}")
+        return dataclasses.replace(self.generation, **given)  # type: ignore[arg-type]
+
+
+def _text(text: object) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise ConfigError(f"message: expected text, got {text!r}")
+    return text.strip()
+

@@ -1,0 +1,295 @@
+"""`Checkpoint` <-> one self-describing `.pt` file.
+
+The file is the zip that `torch.save` writes, of plain dicts, numbers, strings and dense tensors, so that
+`torch.load(weights_only=True)` reads it and nothing in it can run. It is written beside its target, synced and renamed:
+at any moment the old or the new file is there, whole. On the way in every record's CRC is checked, then every field.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from gpt2chat.conversation import Message, Template
+from gpt2chat.errors import CheckpointError, ConfigError, DataError
+from gpt2chat.model import GPT2, GPT2Config
+from gpt2chat.tokenizer import Tokenizer
+
+FORMAT, VERSION = "gpt2chat", 1
+# What a file must hold, and of which type; `training` is None in a file that is only for use.
+FIELDS: dict[str, tuple[type, ...]] = {
+    "format": (str,),
+    "version": (int,),
+    "config": (dict,),
+    "template": (dict,),
+    "tokenizer": (str,),
+    "weights": (dict,),
+    "examples": (list,),
+    "about": (dict,),
+    "history": (list,),
+    "training": (dict, type(None)),
+}
+
+
+@dataclass
+class Checkpoint:
+    """A model with everything needed to talk to it and to go on training it.
+
+    `about` says where it comes from (base model, arguments, data hashes, versions); `history` holds one dict per
+    logged step; `training` holds the optimizer and the position, or None.
+    """
+
+    config: GPT2Config
+    weights: dict[str, Tensor]
+    template: Template
+    examples: list[Message] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    training: dict[str, Any] | None = None
+
+    def build_model(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> GPT2:
+        """Return a network with these weights, in evaluation mode."""
+        model = GPT2.empty(self.config)
+        model.load_state_dict(
+            {name: tensor.to(device=device, dtype=dtype) for name, tensor in self.weights.items()}, assign=True
+        )
+        return model.requires_grad_(True).eval()
+
+
+def pack(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Store each matrix as int8 with one scale per row, a quarter of float32; vectors stay as they are."""
+    packed: dict[str, Any] = {}
+    for name, tensor in weights.items():
+        if tensor.dim() != 2:
+            packed[name] = tensor.float().clone()
+            continue
+        scale = (tensor.float().abs().amax(dim=1, keepdim=True) / 127).clamp_min(1e-12)  # (rows, 1)
+        packed[name] = {"int8": (tensor.float() / scale).round().to(torch.int8), "scale": scale}
+    return packed
+
+
+def _unpack(name: str, stored: object) -> Tensor:
+    if isinstance(stored, dict):
+        if set(stored) != {"int8", "scale"} or not all(isinstance(part, Tensor) for part in stored.values()):
+            raise CheckpointError(f"weight {name}: expected a tensor or int8 rows with scales")
+        rows, scale = stored["int8"], stored["scale"]
+        _check_tensor(f"{name} (int8)", rows, (torch.int8,))
+        _check_tensor(f"{name} (scale)", scale, (torch.float32,))
+        if rows.dim() != 2 or scale.shape != (rows.size(0), 1):
+            raise CheckpointError(f"weight {name}: expected one scale per row")
+        return rows.float() * scale
+    _check_tensor(name, stored, (torch.float32, torch.bfloat16, torch.float16))
+    return stored  # type: ignore[return-value]
+
+
+def _check_tensor(name: str, tensor: object, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Refuse everything but a dense tensor that owns just its memory."""
+    if not isinstance(tensor, Tensor):
+        raise CheckpointError(f"weight {name}: expected a tensor, found {type(tensor).__name__}")
+    dense = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
+    if not dense or tensor.dtype not in dtypes or not tensor.is_contiguous():
+        raise CheckpointError(f"weight {name}: expected a dense tensor of {dtypes[0]}, found {tensor.dtype}")
+    if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
+        raise CheckpointError(f"weight {name}: its memory does not match its shape")
+
+
+def save(checkpoint: Checkpoint, path: str | os.PathLike[str], compact: bool = False) -> None:
+    """Write a checkpoint; `compact` stores matrices as int8. The old file stays until the new one is on the disk.
+
+    Raises CheckpointError when the file cannot be written; nothing half-written is left behind.
+    """
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": checkpoint.config.to_dict(),
+        "template": checkpoint.template.to_dict(),
+        "tokenizer": Tokenizer.gpt2().fingerprint,
+        "weights": pack(weights) if compact else weights,
+        "examples": [{"role": message.role, "content": message.content} for message in checkpoint.examples],
+        "about": checkpoint.about,
+        "history": checkpoint.history,
+        "training": checkpoint.training,
+    }
+    with atomic_writer(Path(path)) as file:
+        torch.save(content, file)
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path) -> Iterator[Any]:
+    """Open a file beside `path`; sync and rename it at the end. On any error the old file stays as it was."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    file = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        with temporary.open("wb") as raw:
+            file = _KeepsFirstError(raw)
+            yield file
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    except RuntimeError as error:  # torch.save hides the disk's own error behind one of these
+        if file is None or file.error is None:
+            raise
+        raise _cannot_write(path, file.error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+class _KeepsFirstError:
+    """A file that remembers its first OSError, which torch.save reports as something else."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _cannot_write(path: Path, error: OSError) -> CheckpointError:
+    kept = "; the file that was there is unchanged" if path.is_file() else ""
+    return CheckpointError(f"{path}: cannot be written: {error.strerror or error}{kept}")
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed runs left half-written for this file."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
+        owner = re.search(r"\.tmp-(\d+)$", leftover.name)
+        if owner and not _alive(int(owner[1])):
+            leftover.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def load(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint, memory-mapped where it can be; raises CheckpointError with the place and the reason."""
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: expected a .pt file, found a folder")
+    try:
+        _check_records(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return _from_content(content)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (ConfigError, DataError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: holds objects other than plain data and tensors; refused") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: cannot be read: {reason}") from error
+
+
+def _check_records(path: Path) -> None:
+    """Check that the file is a whole torch zip: stored records, each with the CRC it was written with."""
+    size = path.stat().st_size
+    if size == 0:
+        raise CheckpointError("expected a checkpoint, found an empty file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            if not any(record.filename.endswith("/data.pkl") for record in records):
+                raise CheckpointError("expected a checkpoint, found another kind of zip file")
+            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+                raise CheckpointError("expected stored records, found compressed ones; refused")
+            if sum(record.file_size for record in records) > size:
+                raise CheckpointError("its records claim to be larger than the file; refused")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, OverflowError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"damaged, cut short or not a checkpoint ({error}): expected a .pt written by gpt2chat"
+        ) from error
+    if damaged:
+        raise CheckpointError(f"damaged: record {damaged} does not have the checksum it was written with")
+
+
+def _from_content(content: object) -> Checkpoint:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError("expected a gpt2chat checkpoint, found another program's file")
+    if content.get("version") != VERSION:
+        raise CheckpointError(
+            f"expected format version {VERSION}, found {content.get('version')!r}: update gpt2chat to read it"
+        )
+    if set(content) != set(FIELDS):
+        raise CheckpointError(f"expected the fields {sorted(FIELDS)}, found {sorted(map(str, content))}")
+    for name, types in FIELDS.items():
+        if not isinstance(content[name], types):
+            raise CheckpointError(f"field {name}: expected {types[0].__name__}, found {type(content[name]).__name__}")
+    if content["tokenizer"] != Tokenizer.gpt2().fingerprint:
+        raise CheckpointError("was made with another vocabulary than GPT-2's")
+    config = GPT2Config.from_dict(content["config"])
+    return Checkpoint(
+        config=config,
+        weights=check_weights(config, {name: _unpack(name, stored) for name, stored in content["weights"].items()}),
+        template=Template.from_dict(content["template"]),
+        examples=[_message(entry) for entry in content["examples"]],
+        about=content["about"],
+        history=content["history"],
+        training=content["training"],
+    )
+
+
+def _message(entry: object) -> Message:
+    if not isinstance(entry, dict) or set(entry) != {"role", "content"} or not isinstance(entry["content"], str):
+        raise CheckpointError("field examples: expected entries with role and content")
+    return Message(entry["role"], entry["content"])
+
+
+def check_weights(config: GPT2Config, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Compare names and shapes with the network of `config`, and look for NaN and infinity."""
+    expected = {name: tuple(tensor.shape) for name, tensor in GPT2.empty(config).state_dict().items()}
+    missing, foreign = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
+    if missing or foreign:
+        raise CheckpointError(f"weights: missing {missing[:3] or 'none'}, unexpected {foreign[:3] or 'none'}")
+    for name, shape in expected.items():
+        if tuple(weights[name].shape) != shape:
+            raise CheckpointError(f"weight {name}: expected shape {shape}, found {tuple(weights[name].shape)}")
+        if not torch.isfinite(weights[name]).all():
+            raise CheckpointError(f"weight {name}: holds NaN or infinity")
+    return {name: weights[name] for name in expected}

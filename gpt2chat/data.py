@@ -1,0 +1,318 @@
+"""Training files -> records -> examples -> batches.
+
+A record is one document with its place, so that every message can say where. Nothing is dropped silently: the
+`Report` counts and names what was left out or changed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpt2chat.conversation import Example, Message, Template, render
+from gpt2chat.errors import DataError
+from gpt2chat.loss import IGNORE, Batch
+from gpt2chat.tokenizer import END_OF_TEXT, Tokenizer
+
+MAX_JOINED = 4  # exchanges that may follow each other in one training conversation
+
+
+@dataclass(frozen=True)
+class Record:
+    """One document of a file: a conversation (messages) or a text (str), and where it stands."""
+
+    place: str
+    content: tuple[Message, ...] | str
+
+
+@dataclass
+class Report:
+    """What reading and rendering left out or found odd: kind -> places."""
+
+    found: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, place: str) -> None:
+        """Note one more finding."""
+        self.found.setdefault(kind, []).append(place)
+
+    def lines(self) -> list[str]:
+        """Return one line per kind, with its count and up to five places."""
+        return [
+            f"{len(places)} {kind}: {', '.join(places[:5])}{', …' if len(places) > 5 else ''}"
+            for kind, places in self.found.items()
+        ]
+
+
+def read_utf8(path: Path) -> str:
+    """Read a UTF-8 file, with or without a byte-order mark; raises DataError with the line of a bad byte."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: expected a file, found a folder") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}:{line}: expected UTF-8, found byte 0x{data[error.start]:02x}: convert the file, for example "
+            f"iconv -f WINDOWS-1252 -t UTF-8 {path} > new.txt"
+        ) from error
+
+
+def read_text(path: Path, separator: str | None = None) -> list[Record]:
+    """Read a text file as one document, or as several between lines or marks of `separator`."""
+    text = read_utf8(path)
+    parts = text.split(separator) if separator else [text]
+    records = []
+    line = 1
+    for part in parts:
+        _refuse_end_marker(part, f"{path}:{{line}}", line)
+        if part.strip():
+            records.append(Record(f"{path}:{line}", part.strip("\n")))
+        line += part.count("\n") + (separator or "").count("\n")
+    if not records:
+        raise DataError(f"{path}: expected text, found none")
+    return records
+
+
+def _refuse_end_marker(text: str, place: str, line: int = 1) -> None:
+    at = text.find(END_OF_TEXT)
+    if at >= 0:
+        raise DataError(
+            f"{place.format(line=line + text.count(chr(10), 0, at))}: found {END_OF_TEXT}, which gpt2chat adds by "
+            f'itself: remove it, or pass --text_separator "{END_OF_TEXT}" if it separates documents of a text'
+        )
+
+
+def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise DataError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one record")
+    return dict(pairs)
+
+
+def read_conversations(path: Path, report: Report) -> list[Record]:
+    """Read `[{"user": ..., "bot": ...}, ...]`; raises DataError with the record or line of the first fault."""
+    text = read_utf8(path)
+    if not text.strip():
+        raise DataError(f'{path}: expected a JSON list of {{"user": str, "bot": str}}, found an empty file')
+    try:
+        rows = json.loads(text, object_pairs_hook=_no_duplicate_keys)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
+    except RecursionError:
+        raise DataError(f"{path}: not valid JSON: nested too deeply") from None
+    except (DataError, ValueError) as error:
+        raise DataError(f"{path}: {error}") from error
+    if not isinstance(rows, list) or not rows:
+        found = "an empty list" if rows == [] else f"a JSON {type(rows).__name__}"
+        raise DataError(f'{path}: expected a list of {{"user": str, "bot": str}}, found {found}')
+    records, first_place = [], dict[tuple[str, str], str]()
+    for number, row in enumerate(rows, 1):
+        place = f"{path}: record {number}"
+        user, bot = _pair(row, place, report)
+        if not user or not bot:
+            report.add("records without text on one side, left out", f"record {number}")
+        elif (user, bot) in first_place:
+            report.add("records that repeat an earlier one, used once", f"record {number}")
+        else:
+            first_place[user, bot] = place
+            records.append(Record(place, (Message("user", user), Message("assistant", bot))))
+    if not records:
+        raise DataError(f"{path}: expected at least one pair with text on both sides, found none")
+    return records
+
+
+def _pair(row: object, place: str, report: Report) -> tuple[str, str]:
+    """The one place where the file format's `user` and `bot` become roles."""
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("user", "bot")):
+        shown = json.dumps(row, ensure_ascii=False)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        raise DataError(f'{place}: expected {{"user": str, "bot": str}}, got {shown}')
+    for key in row.keys() - {"user", "bot"}:
+        report.add(f"records with the key {key!r}, which is not used", place.rpartition(": ")[2])
+    for key in ("user", "bot"):
+        _refuse_end_marker(row[key], f"{place}: {key}")
+    return row["user"].strip(), row["bot"].strip()
+
+
+def pairs_to_messages(pairs: Sequence[object]) -> list[Message]:
+    """Turn `[{"user", "bot"}]` given in Python into messages; raises DataError naming the index."""
+    report, messages = Report(), []
+    for index, pair in enumerate(pairs):
+        user, bot = _pair(pair, f"example {index}", report)
+        messages += [Message("user", user), Message("assistant", bot)]
+    return messages
+
+
+def render_records(
+    records: Sequence[Record],
+    template: Template,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    too_long: str,
+    report: Report,
+) -> list[list[Example]]:
+    """Render each record to the examples it makes: a conversation to one, a text to blocks of `max_tokens`.
+
+    `too_long` says what to do with a conversation of more ids: "error", "skip", or "cut" (keep its beginning).
+    """
+    documents = []
+    for record in records:
+        if isinstance(record.content, str):
+            documents.append(_text_blocks(record.content, tokenizer, max_tokens))
+            continue
+        example = render(record.content, template, tokenizer)
+        if len(example.ids) > max_tokens:
+            if too_long == "error":
+                raise DataError(
+                    f"{record.place}: expected at most {max_tokens} tokens with markers, got {len(example.ids)}: "
+                    "shorten it, raise --max_length, or pass --too_long skip or --too_long cut"
+                )
+            report.add(f"records of more than {max_tokens} tokens, {too_long}", record.place.rpartition(": ")[2])
+            if too_long == "skip":
+                continue
+            example = Example(example.ids[:max_tokens], example.loss_mask[:max_tokens])
+        if not any(example.loss_mask):
+            report.add("records in which no token of the answer is left to learn, left out", record.place)
+            continue
+        documents.append([example])
+    return documents
+
+
+def _text_blocks(text: str, tokenizer: Tokenizer, size: int) -> list[Example]:
+    """Cut a text into blocks that overlap by one id, so that every id but the first is a target once."""
+    ids = [*tokenizer.encode(text), tokenizer.end_id]
+    starts = range(0, max(1, len(ids) - 1), size - 1)
+    return [Example(np.array(ids[s : s + size], np.uint16), np.ones(len(ids[s : s + size]), bool)) for s in starts]
+
+
+def split(
+    documents: Sequence[list[Example]], fraction: float, seed: int
+) -> tuple[list[list[Example]], list[list[Example]]]:
+    """Hold out a fraction: whole documents chosen by seed, or, of fewer than ten documents, the end of each."""
+    if fraction == 0:
+        return list(documents), []
+    if len(documents) >= 10:
+        held = set(random.Random(seed).sample(range(len(documents)), max(1, round(fraction * len(documents)))))
+        return [d for i, d in enumerate(documents) if i not in held], [documents[i] for i in sorted(held)]
+    train, val = [], []
+    for document in documents:
+        blocks = round(fraction * len(document)) or (1 if len(document) > 1 else 0)
+        train.append(document[: len(document) - blocks])
+        if blocks:
+            val.append(document[len(document) - blocks :])
+    return train, val
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Conversation and text examples, and how an epoch draws from them.
+
+    With `text_share` set, an epoch holds every conversation once and as many text blocks, drawn afresh, as make that
+    share of its ids; otherwise it holds everything once.
+    """
+
+    conversations: Sequence[Example] = ()
+    texts: Sequence[Example] = ()
+    text_share: float | None = None
+
+    @property
+    def examples(self) -> list[Example]:
+        """All examples; `epoch` returns indices into them."""
+        return [*self.conversations, *self.texts]
+
+    def epoch(self, number: int, seed: int) -> list[int]:
+        """Return the shuffled indices of one epoch; the same for the same number and seed."""
+        rng = random.Random(f"{seed}/{number}")
+        own, texts = len(self.conversations), range(len(self.conversations), len(self.conversations) + len(self.texts))
+        chosen = list(texts)
+        if self.text_share is not None and own and texts:
+            ids = sum(len(example.ids) for example in self.conversations)
+            wanted, mean = ids * self.text_share / (1 - self.text_share), np.mean([len(e.ids) for e in self.texts])
+            count = max(1, round(wanted / float(mean)))
+            chosen = [i for _ in range(count // len(texts)) for i in texts] + rng.sample(texts, count % len(texts))
+        order = [*range(own), *chosen]
+        rng.shuffle(order)
+        return order
+
+
+def pack(lengths: Sequence[int], order: Sequence[int], size: int) -> list[list[int]]:
+    """Pack examples into rows of at most `size` ids: each goes into the fullest of a few open rows that has room."""
+    rows: list[list[int]] = []
+    opened: list[tuple[int, list[int]]] = []  # (ids used, examples)
+    for index in order:
+        fitting = [place for place, (used, _) in enumerate(opened) if used + lengths[index] <= size]
+        if fitting:
+            place = max(fitting, key=lambda p: opened[p][0])
+            used, row = opened[place]
+            row.append(index)
+            opened[place] = (used + lengths[index], row)
+            continue
+        opened.append((lengths[index], [index]))
+        if len(opened) > 16:
+            rows.append(opened.pop(max(range(len(opened)), key=lambda p: opened[p][0]))[1])
+    return rows + [row for _, row in opened]
+
+
+def collate(
+    rows: Sequence[Sequence[Example]], pad_id: int, join: float = 0.0, rng: random.Random = random.Random(0)
+) -> Batch:
+    """Lay documents out in rows: positions restart and attention ends at each document's border.
+
+    Two single exchanges in a row become one conversation with probability `join`, so that a model taught on pairs
+    has seen earlier turns. Padding is masked from the loss.
+    """
+    used = [sum(len(example.ids) for example in row) for row in rows]
+    width = -(-max(used) // 16) * 16  # a few shapes instead of many: kernels and memory are reused
+    ids = np.full((len(rows), width), pad_id, np.int64)
+    labels = np.full((len(rows), width), IGNORE, np.int64)
+    positions = np.zeros((len(rows), width), np.int64)
+    segment = np.full((len(rows), width), -1, np.int64)
+    for r, row in enumerate(rows):
+        at = begin = joined = number = 0
+        for example in row:
+            end = at + len(example.ids)
+            follows = example.joinable and 0 < joined < MAX_JOINED and rng.random() < join
+            if not follows:
+                begin, joined, number = at, 0, number + 1
+            joined = joined + 1 if example.joinable else 0
+            ids[r, at:end] = example.ids
+            labels[r, at : end - 1] = np.where(example.loss_mask[1:], example.ids[1:], IGNORE)
+            positions[r, at:end] = np.arange(at - begin, end - begin)
+            segment[r, at:end] = number
+            at = end
+    mask, tokens = None, sum(used)
+    if (segment != segment[:, :1]).any():
+        same = torch.from_numpy(segment[:, None, :, None] == segment[:, None, None, :])
+        mask = same & torch.ones(width, width, dtype=torch.bool).tril()  # (B, 1, T, T)
+    return Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(positions), mask, tokens)
+
+
+def epoch_batches(
+    dataset: Dataset, epoch: int, row_tokens: int, batch_size: int, seed: int, join: float, pad_id: int
+) -> Iterator[Batch]:
+    """Yield the batches of one epoch, the last one possibly smaller; the same for the same arguments."""
+    examples = dataset.examples
+    rows = epoch_rows(dataset, epoch, row_tokens, seed)
+    rng = random.Random(f"{seed}/{epoch}/join")
+    for start in range(0, len(rows), batch_size):
+        yield collate([[examples[i] for i in row] for row in rows[start : start + batch_size]], pad_id, join, rng)
+
+
+def epoch_rows(dataset: Dataset, epoch: int, row_tokens: int, seed: int) -> list[list[int]]:
+    """Return the packed rows of one epoch, as indices of examples, in training order."""
+    rows = pack([len(example.ids) for example in dataset.examples], dataset.epoch(epoch, seed), row_tokens)
+    random.Random(f"{seed}/{epoch}/rows").shuffle(rows)
+    return rows

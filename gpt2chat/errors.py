@@ -1,0 +1,33 @@
+"""The errors a user can fix.
+
+Each message names the place, what was expected, what was found and, where it helps, the next command to try.
+The command line turns them into one line and a non-zero exit code; every other exception keeps its traceback.
+"""
+
+
+class GPT2ChatError(Exception):
+    """Base of all errors that the user can mend."""
+
+
+class ConfigError(GPT2ChatError, ValueError):
+    """A setting is out of range or two settings contradict each other."""
+
+
+class DataError(GPT2ChatError, ValueError):
+    """A training or evaluation file cannot be used as it is."""
+
+
+class CheckpointError(GPT2ChatError):
+    """A `.pt` file is damaged, foreign or of another format version."""
+
+
+class WeightsError(GPT2ChatError):
+    """Released weights are missing, incomplete or of another architecture."""
+
+
+class ContextError(GPT2ChatError, ValueError):
+    """A prompt does not fit into the model's context."""
+
+
+class TrainingError(GPT2ChatError):
+    """Training cannot go on (non-finite gradients, nothing to learn from)."""

@@ -1,0 +1,138 @@
+"""Prompt ids -> stream of ids -> stream of text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import torch
+
+from gpt2chat.errors import ContextError
+from gpt2chat.model import GPT2, KVCache
+from gpt2chat.sampling import GenerationConfig, Sampler
+from gpt2chat.tokenizer import StreamDecoder
+
+PREFILL_TOKENS = 512  # longer prompts go through the model in slices of this size
+
+
+class Decoder:
+    """Decodes with a KV cache that outlives the prompt.
+
+    Each call finds the longest common beginning of the ids it has seen and the new prompt, and computes only the
+    rest; so the next turn of a chat, an edited or a regenerated one need no bookkeeping by the caller.
+    After a stream has ended, `finish_reason` is "stop" (an end id was drawn) or "length"; `cached_tokens` is how many
+    prompt ids came from the cache.
+    """
+
+    def __init__(self, model: GPT2) -> None:
+        self.model = model
+        self.cache = KVCache(model.config, dtype=model.dtype, device=model.device)
+        self.ids: list[int] = []
+        self.finish_reason: str | None = None
+        self.cached_tokens = 0
+
+    def generate(self, prompt: Sequence[int], config: GenerationConfig, stop: Collection[int]) -> Iterator[int]:
+        """Yield the answer's ids until one of `stop` is drawn (it is not yielded) or no room is left.
+
+        Raises ContextError when the prompt leaves no room for a single token.
+        """
+        n_ctx = self.model.config.n_ctx
+        if not 0 < len(prompt) < n_ctx:
+            raise ContextError(f"prompt: expected 1 to {n_ctx - 1} tokens, got {len(prompt)}")
+        sampler = Sampler(config, self.model.device)
+        self.finish_reason = None
+        logits = self._prefill(prompt)
+        for drawn in range(min(config.max_new_tokens, n_ctx - len(prompt))):
+            if drawn:
+                logits = self._forward(self.ids[-1:])
+            token = sampler.sample(logits, self._seen(config))
+            if token in stop:
+                self.finish_reason = "stop"
+                return
+            self.ids.append(token)
+            yield token
+        self.finish_reason = "length"
+
+    def _prefill(self, prompt: Sequence[int]) -> torch.Tensor:
+        """Bring the cache to the whole prompt; return the logits (V,) after its last id."""
+        same = 0
+        for old, new in zip(self.ids[: self.cache.length], prompt[:-1], strict=False):
+            if old != new:
+                break
+            same += 1
+        self.cache.truncate(same)
+        self.cached_tokens = same
+        self.ids = list(prompt[:same])
+        for start in range(same, len(prompt), PREFILL_TOKENS):
+            part = prompt[start : start + PREFILL_TOKENS]
+            logits = self._forward(part)
+            self.ids.extend(part)
+        return logits
+
+    @torch.inference_mode()
+    def _forward(self, ids: Sequence[int]) -> torch.Tensor:
+        batch = torch.tensor([list(ids)], device=self.model.device)  # (1, T)
+        hidden = self.model.hidden_states(batch, self.cache)
+        return self.model.logits(hidden[0, -1])  # (V,)
+
+    def _seen(self, config: GenerationConfig) -> torch.Tensor:
+        needed = self.ids if config.repetition_penalty != 1 else []
+        return torch.tensor(needed, dtype=torch.long, device=self.model.device)
+
+
+class StopFilter:
+    """Cuts a stream of text at the first stop string and holds back what may become one.
+
+    `stopped` tells whether a stop string was met; nothing after it comes out.
+    """
+
+    def __init__(self, stop: Iterable[str]) -> None:
+        self.stop = [string for string in stop if string]
+        self.stopped = False
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """Take more text; return what certainly belongs to the answer."""
+        if self.stopped:
+            return ""
+        self._held += text
+        found = [place for string in self.stop if (place := self._held.find(string)) >= 0]
+        if found:
+            self.stopped = True
+            out, self._held = self._held[: min(found)], ""
+            return out
+        keep = max((self._overlap(string) for string in self.stop), default=0)
+        cut = len(self._held) - keep
+        out, self._held = self._held[:cut], self._held[cut:]
+        return out
+
+    def flush(self) -> str:
+        """Return what was held back when the stream ends without a stop string."""
+        out, self._held = self._held, ""
+        return "" if self.stopped else out
+
+    def _overlap(self, string: str) -> int:
+        """Length of the longest end of the held text that begins `string`."""
+        for size in range(min(len(string) - 1, len(self._held)), 0, -1):
+            if self._held.endswith(string[:size]):
+                return size
+        return 0
+
+
+def stream_text(ids: Iterable[int], decoder: StreamDecoder, stop: Iterable[str], lead: str = "") -> Iterator[str]:
+    """Turn a stream of ids into whole characters: without `lead` at the start, ended by the first stop string.
+
+    Closing the returned iterator closes `ids`, so a reader that leaves ends the computation.
+    """
+    stops, begun = StopFilter(stop), False
+    for token in ids:
+        text = stops.push(decoder.push(token))
+        if text and not begun:
+            text, begun = text.removeprefix(lead), True
+        if text:
+            yield text
+        if stops.stopped:
+            return
+    text = stops.push(decoder.flush()) + stops.flush()
+    text = text if begun else text.removeprefix(lead)
+    if text:
+        yield text

@@ -1,0 +1,75 @@
+"""What the machine has: device, number types, memory allocator."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+
+import torch
+
+from gpt2chat.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device called `name`; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises ConfigError when the device is unknown or absent.
+    """
+    present = ["cpu"]
+    if torch.cuda.is_available():
+        present.insert(0, "cuda")
+    elif torch.backends.mps.is_available():
+        present.insert(0, "mps")
+    if name == "auto":
+        return torch.device(present[0])
+    if name.split(":")[0] not in present:
+        raise ConfigError(f"device: expected auto or one of {', '.join(present)} (what this machine has), got {name!r}")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device: {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 run in hardware (Ampere and later, AMX, AVX512-BF16)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return False
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the compute type called `name`; `auto` is bfloat16 where the hardware has it, else float32."""
+    if name == "auto":
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    if name not in DTYPES:
+        raise ConfigError(f"dtype: expected auto, {' or '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """Run matrix products in `dtype` while weights stay float32; does nothing for float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def tune_allocator() -> None:
+    """Let glibc keep freed memory instead of returning it to the kernel after each training step.
+
+    Training frees and asks for the same large blocks each step; without this a sixth of the time goes into page
+    faults. Affects the whole process, so only programs call it, never the library. Does nothing elsewhere.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_mmap_max = -1, -4  # <malloc.h>
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)

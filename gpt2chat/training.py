@@ -1,0 +1,210 @@
+"""`train(...)` is a generator: it takes one optimizer step, yields a `Step`, and leaves everything else to its caller.
+
+Progress bars, saving, early stopping and Ctrl-C belong to whoever iterates. The batch of step n, and the random
+numbers of its dropout, depend on the seed and n alone; so a run that is resumed from its weights, its optimizer state
+and the number of its last step goes on exactly as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpt2chat.conversation import Example
+from gpt2chat.data import Dataset, collate, epoch_batches, epoch_rows, pack
+from gpt2chat.errors import ConfigError, TrainingError
+from gpt2chat.hardware import autocast
+from gpt2chat.loss import Batch, summed_loss
+from gpt2chat.model import GPT2, GPT2Config
+
+MAX_SKIPPED = 5  # steps in a row whose gradients are not finite before training gives up
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. Raises ConfigError for values out of range.
+
+    epochs: passes over the data. batch_size: rows per optimizer step, of row_tokens ids each.
+    accumulate: parts a step's rows are computed in; the update is the same, the memory smaller.
+    learning_rate: its peak, after a linear warm-up over `warmup` of all steps; then a cosine to a tenth of it.
+    weight_decay: applies to matrices only. clip: largest gradient norm. join: see `data.collate`.
+    """
+
+    epochs: int = 1
+    batch_size: int = 4
+    accumulate: int = 1
+    learning_rate: float = 5e-5
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    row_tokens: int = 256
+    join: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "row_tokens"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"{name}: expected a whole number of 1 or more, got {value!r}")
+        limits = {"learning_rate": 10.0, "warmup": 1.0, "weight_decay": 10.0, "clip": 1e9, "join": 1.0}
+        for name, high in limits.items():
+            value = getattr(self, name)
+            positive = name in ("learning_rate", "clip")
+            if not (0 <= value <= high) or (positive and value == 0):
+                low = "a number above 0" if positive else "a number from 0"
+                raise ConfigError(f"{name}: expected {low} to {high:g}, got {value!r}")
+        if self.accumulate > self.batch_size:
+            raise ConfigError(f"accumulate: expected at most batch_size ({self.batch_size}), got {self.accumulate}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did. `loss` is in nats per supervised token; `tokens` counts the ids of real text.
+
+    `skipped` tells that its gradients were not finite and the weights were left alone.
+    """
+
+    number: int
+    total: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    targets: int
+    seconds: float
+    skipped: bool = False
+
+
+def default_learning_rate(config: GPT2Config) -> float:
+    """Return a peak rate that suits the size: 5e-5 from 768 wide on, more for smaller models (1e-3 at 256)."""
+    return min(1e-3, 5e-5 * max(1.0, 768 / config.n_embd) ** 2.75)
+
+
+def make_optimizer(model: GPT2, config: TrainConfig) -> torch.optim.AdamW:
+    """Return AdamW (Loshchilov and Hutter 2019) whose decay reaches matrices only; frozen parameters stay out."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def learning_rate(step: int, total: int, config: TrainConfig) -> float:
+    """Return the rate of step `step` (from 0) of `total`: linear warm-up, then a cosine to a tenth of the peak."""
+    warmup = math.ceil(config.warmup * total)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    return config.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def count_steps(dataset: Dataset, config: TrainConfig) -> list[int]:
+    """Return the number of optimizer steps of each epoch."""
+    rows = [len(epoch_rows(dataset, epoch, config.row_tokens, config.seed)) for epoch in range(config.epochs)]
+    return [-(-count // config.batch_size) for count in rows]
+
+
+def train(
+    model: GPT2,
+    dataset: Dataset,
+    config: TrainConfig,
+    optimizer: torch.optim.Optimizer,
+    pad_id: int,
+    dtype: torch.dtype = torch.float32,
+    start: int = 0,
+) -> Iterator[Step]:
+    """Train `model` in place from step `start` on, yielding after each optimizer step.
+
+    The loss of a step is the sum over its supervised tokens divided by their number, however many parts it is
+    computed in. Raises TrainingError when nothing can be learned or gradients stay non-finite.
+    """
+    if not any(any(example.loss_mask[1:]) for example in dataset.examples):
+        raise TrainingError("there is no token to learn from: every example is empty or fully masked")
+    total, number, skipped = sum(count_steps(dataset, config)), 0, 0
+    for epoch in range(config.epochs):
+        for batch in epoch_batches(
+            dataset, epoch, config.row_tokens, config.batch_size, config.seed, config.join, pad_id
+        ):
+            if number >= start:
+                step = _take_step(model, batch, config, optimizer, dtype, number, total)
+                skipped = skipped + 1 if step.skipped else 0
+                if skipped >= MAX_SKIPPED:
+                    raise TrainingError(
+                        f"step {step.number}: gradients were not finite {skipped} times in a row: "
+                        "lower --learning_rate, or use --dtype float32; the weights are those before"
+                    )
+                yield step
+            number += 1
+
+
+def _take_step(
+    model: GPT2,
+    batch: Batch,
+    config: TrainConfig,
+    optimizer: torch.optim.Optimizer,
+    dtype: torch.dtype,
+    number: int,
+    total: int,
+) -> Step:
+    began = time.perf_counter()
+    model.train()
+    torch.manual_seed(config.seed * 1_000_003 + number)  # dropout of this step
+    rate = learning_rate(number, total, config)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    targets, loss = batch.targets, 0.0
+    for part in _parts(batch, config.accumulate):
+        if part.targets:
+            with autocast(model.device, dtype):
+                mean = summed_loss(model, part.to(model.device)) / max(1, targets)
+            mean.backward()
+            loss += mean.item()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.clip))
+    healthy = math.isfinite(norm) and math.isfinite(loss)
+    if healthy and targets:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    seconds = time.perf_counter() - began
+    return Step(number + 1, total, loss, rate, norm, batch.tokens, targets, seconds, skipped=not healthy)
+
+
+def _parts(batch: Batch, count: int) -> Iterator[Batch]:
+    """Cut a batch into at most `count` parts of whole rows."""
+    rows = batch.input_ids.size(0)
+    size = -(-rows // count)
+    for start in range(0, rows, size):
+        cut = slice(start, start + size)
+        mask = None if batch.mask is None else batch.mask[cut]
+        yield Batch(batch.input_ids[cut], batch.labels[cut], batch.positions[cut], mask, tokens=0)
+
+
+@torch.no_grad()
+def mean_loss(
+    model: GPT2, examples: Sequence[Example], row_tokens: int, pad_id: int, dtype: torch.dtype = torch.float32
+) -> float:
+    """Return the loss in nats per supervised token over `examples`, each seen alone."""
+    model.eval()
+    lengths = [len(example.ids) for example in examples]
+    rows = pack(lengths, range(len(examples)), max(row_tokens, *lengths))
+    total, targets = 0.0, 0
+    for start in range(0, len(rows), 4):
+        batch = collate([[examples[i] for i in row] for row in rows[start : start + 4]], pad_id)
+        if batch.targets:
+            with autocast(model.device, dtype):
+                total += summed_loss(model, batch.to(model.device)).item()
+            targets += batch.targets
+    if not targets:
+        raise TrainingError("validation: there is no supervised token in it")
+    return total / targets
+
+
+def weights_of(model: GPT2) -> dict[str, Tensor]:
+    """Return a copy of the weights that later steps do not change."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

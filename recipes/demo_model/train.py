@@ -1,0 +1,171 @@
+"""Train the demo model on the prepared corpus; stop and start it at any time.
+
+The embedding has all 50,257 rows of GPT-2's vocabulary, but a full softmax over them would take most of the time.
+The loss is a sampled softmax (Jean et al. 2015, arXiv:1412.2007): the most frequent ids of the corpus are always
+scored, and of the rest the batch's own targets and a random sample, whose scores are raised by log(1 / sampled share)
+so that the sum estimates the full one. So every row is trained as input, as target and as "not this one".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from gpt2chat.hardware import autocast, pick_device, pick_dtype, tune_allocator
+from gpt2chat.model import GPT2, GPT2Config
+
+CONFIG = GPT2Config(n_layer=6, n_head=4, n_embd=256, n_ctx=512)
+ROWS, PEAK_RATE, WARMUP, FLOOR, DECAY = 8, 1.5e-3, 200, 0.05, 0.1
+FREQUENT, SAMPLED = 8192, 768
+SAVE_SECONDS = 180
+
+
+class Corpus:
+    """Documents joined into rows of `n_ctx` tokens; `batch(n)` is a pure function of n."""
+
+    def __init__(self, stem: Path) -> None:
+        self.ids = np.memmap(stem.with_suffix(".bin"), np.uint16, "r")
+        self.starts = np.fromfile(stem.with_suffix(".idx"), np.int64)
+        self.rows = (len(self.ids) - 1) // CONFIG.n_ctx
+
+    def batch(self, number: int, rows: int = ROWS) -> tuple[torch.Tensor, ...]:
+        """Return ids, targets, positions (rows, T) and the block-diagonal causal mask (rows, 1, T, T)."""
+        T = CONFIG.n_ctx
+        chosen = [(number * rows + r) % self.rows for r in range(rows)]
+        spans = np.array([r * T + np.arange(T) for r in chosen])  # (rows, T)
+        document = np.searchsorted(self.starts, spans, side="right") - 1
+        begin = np.maximum(self.starts[document], spans[:, :1])
+        targets = self.ids[spans + 1].astype(np.int64)
+        targets[self.starts[document + 1] == spans + 1] = -100  # the next document cannot be foretold
+        segment = torch.from_numpy(document)
+        mask = (segment[:, None, :, None] == segment[:, None, None, :]) & torch.ones(T, T, dtype=torch.bool).tril()
+        ids = torch.from_numpy(self.ids[spans].astype(np.int64))
+        return ids, torch.from_numpy(targets), torch.from_numpy(spans - begin), mask
+
+
+class SampledLoss:
+    """Mean cross entropy over the frequent ids, the batch's rare targets and a sample of the other rare ids."""
+
+    def __init__(self, counts: np.ndarray) -> None:
+        order = np.argsort(-counts, kind="stable")
+        self.frequent = torch.from_numpy(np.sort(order[:FREQUENT]))
+        self.rare = torch.from_numpy(np.sort(order[FREQUENT:]))
+        self.column = torch.full((len(counts),), -1)
+        self.column[self.frequent] = torch.arange(FREQUENT)
+
+    def __call__(self, model: GPT2, hidden: torch.Tensor, targets: torch.Tensor, seed: int) -> torch.Tensor:
+        hidden, targets = hidden[targets != -100], targets[targets != -100]
+        own = targets[self.column[targets] < 0].unique()
+        draw = torch.randperm(len(self.rare), generator=torch.Generator().manual_seed(seed))[:SAMPLED]
+        others = self.rare[draw]
+        others = others[~torch.isin(others, own)]
+        column = self.column.clone()
+        column[own] = FREQUENT + torch.arange(len(own))
+        rows = model.wte.weight[torch.cat((self.frequent, own, others))]
+        scores = F.linear(hidden, rows).float()
+        scores[:, FREQUENT + len(own) :] += math.log((len(self.rare) - len(own)) / len(others))
+        return F.cross_entropy(scores, column[targets])
+
+
+def rate(step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine down to FLOOR of the peak."""
+    if step < WARMUP:
+        return PEAK_RATE * (step + 1) / WARMUP
+    done = (step - WARMUP) / max(1, steps - WARMUP)
+    return PEAK_RATE * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@torch.no_grad()
+def heldout_loss(model: GPT2, corpus: Corpus, dtype: torch.dtype, batches: int) -> float:
+    """Mean loss per token over all 50,257 ids on the first `batches` batches of the held-out documents."""
+    total, count = 0.0, 0
+    for number in range(min(batches, corpus.rows // ROWS)):
+        ids, targets, positions, mask = corpus.batch(number)
+        with autocast(model.device, dtype):
+            hidden = model.hidden_states(ids, positions=positions, mask=mask)[targets != -100]
+            for part, wanted in zip(hidden.split(512), targets[targets != -100].split(512), strict=True):
+                total += F.cross_entropy(model.logits(part).float(), wanted, reduction="sum").item()
+                count += len(wanted)
+    return total / count
+
+
+def save(path: Path, state: dict[str, object]) -> None:
+    """Replace the file as a whole, so that a stop at any moment leaves a complete one."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def optimizer_for(model: GPT2) -> torch.optim.AdamW:
+    """AdamW; only the linear weights decay, so that rows of rare words are not forgotten between two sightings."""
+    linear = [p for name, p in model.named_parameters() if p.dim() == 2 and not name.startswith("wt")]
+    rest = [p for name, p in model.named_parameters() if p.dim() == 1 or name.startswith("wt")]
+    groups = [{"params": linear, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95), fused=True)
+
+
+@click.command()
+@click.option("--corpus", type=click.Path(path_type=Path), required=True, help="Folder written by prepare.py.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Training state; continued if it is there.")
+@click.option("--steps", default=7500, show_default=True, help="Optimizer steps of 4,096 tokens.")
+@click.option("--stop_after", type=float, help="Stop after so many seconds, to go on later.")
+def main(corpus: Path, out: Path, steps: int, stop_after: float | None) -> None:
+    """Train, saving every few minutes; run the same command again to go on."""
+    tune_allocator()
+    device = pick_device("cpu")
+    dtype = pick_dtype("auto", device)
+    data, heldout = Corpus(corpus / "train"), Corpus(corpus / "heldout")
+    loss_of = SampledLoss(np.bincount(data.ids, minlength=CONFIG.vocab_size))
+    model = GPT2(CONFIG).init_weights(seed=0)
+    optimizer = optimizer_for(model)
+    step, seconds = 0, 0.0
+    if out.exists():
+        state = torch.load(out, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, seconds = state["step"], state["seconds"]
+    began = saved = time.monotonic()
+    running: list[float] = []
+    while step < steps and (stop_after is None or time.monotonic() - began < stop_after):
+        ids, targets, positions, mask = data.batch(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step, steps)
+        with autocast(device, dtype):
+            loss = loss_of(model, model.hidden_states(ids, positions=positions, mask=mask), targets, seed=step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        running.append(loss.item())
+        step += 1
+        if step % 50 == 0 or step == steps:
+            spent = time.monotonic() - began
+            row = {"step": step, "tokens": step * ROWS * CONFIG.n_ctx, "loss": round(float(np.mean(running)), 4)}
+            row |= {"lr": round(rate(step, steps), 6), "seconds": round(seconds + spent)}
+            if step % 500 == 0 or step == steps:
+                row["heldout"] = round(heldout_loss(model, heldout, dtype, 8), 4)
+            print(json.dumps(row), file=sys.stderr, flush=True)
+            running.clear()
+        if time.monotonic() - saved > SAVE_SECONDS or step == steps:
+            saved = time.monotonic()
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "steps": steps}
+            save(out, {**state, "seconds": seconds + saved - began})
+    if step < steps:
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "steps": steps}
+        save(out, {**state, "seconds": seconds + time.monotonic() - began})
+
+
+if __name__ == "__main__":
+    main()
