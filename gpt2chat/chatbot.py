@@ -65,8 +65,7 @@ class GPT2Chatbot:
         device = pick_device(self._device)
         model = loaded.build_model(pick_dtype(self._dtype, device), device)
         self._decoder = Decoder(model)
-        loaded.weights = {}  # the model owns them now
-        self._loaded = loaded
+        self._loaded = dataclasses.replace(loaded, weights={})  # the model owns them now
         self.reset()
 
     def _ready(self) -> tuple[Checkpoint, Decoder]:

@@ -275,7 +275,7 @@ def collate(
     has seen earlier turns. Padding is masked from the loss.
     """
     used = [sum(len(example.ids) for example in row) for row in rows]
-    width = -(-max(used) // 16) * 16  # a few shapes instead of many: kernels and memory are reused
+    width = -(-max(used) // 64) * 64  # a few shapes instead of many, so that memory is reused
     ids = np.full((len(rows), width), pad_id, np.int64)
     labels = np.full((len(rows), width), IGNORE, np.int64)
     positions = np.zeros((len(rows), width), np.int64)

@@ -19,8 +19,8 @@ class Decoder:
 
     Each call finds the longest common beginning of the ids it has seen and the new prompt, and computes only the
     rest; so the next turn of a chat, an edited or a regenerated one need no bookkeeping by the caller.
-    After a stream has ended, `finish_reason` is "stop" (an end id was drawn) or "length"; `cached_tokens` is how many
-    prompt ids came from the cache.
+    After a stream has ended, `finish_reason` is "stop" (an end id was drawn) or "length"; `cached_tokens` of
+    the `prompt_tokens` ids came from the cache.
     """
 
     def __init__(self, model: GPT2) -> None:
@@ -28,7 +28,7 @@ class Decoder:
         self.cache = KVCache(model.config, dtype=model.dtype, device=model.device)
         self.ids: list[int] = []
         self.finish_reason: str | None = None
-        self.cached_tokens = 0
+        self.prompt_tokens = self.cached_tokens = 0
 
     def generate(self, prompt: Sequence[int], config: GenerationConfig, stop: Collection[int]) -> Iterator[int]:
         """Yield the answer's ids until one of `stop` is drawn (it is not yielded) or no room is left.
@@ -60,7 +60,7 @@ class Decoder:
                 break
             same += 1
         self.cache.truncate(same)
-        self.cached_tokens = same
+        self.prompt_tokens, self.cached_tokens = len(prompt), same
         self.ids = list(prompt[:same])
         for start in range(same, len(prompt), PREFILL_TOKENS):
             part = prompt[start : start + PREFILL_TOKENS]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 
 import torch
@@ -63,13 +64,43 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 def tune_allocator() -> None:
     """Let glibc keep freed memory instead of returning it to the kernel after each training step.
 
-    Training frees and asks for the same large blocks each step; without this a sixth of the time goes into page
-    faults. Affects the whole process, so only programs call it, never the library. Does nothing elsewhere.
+    Training frees and asks for the same large blocks each step; without this half of the time goes into page faults.
+    It affects the whole process, so only programs call it, never the library, and `MemoryValve` bounds what is kept.
+    Does nothing on other systems.
     """
-    if not sys.platform.startswith("linux"):
-        return
     with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        m_trim_threshold, m_mmap_max = -1, -4  # <malloc.h>
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of <malloc.h>
+        libc = _libc()
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def _libc() -> ctypes.CDLL:
+    if not sys.platform.startswith("linux"):
+        raise OSError("no glibc here")
+    return ctypes.CDLL("libc.so.6")
+
+
+class MemoryValve:
+    """Gives kept memory back to the kernel when the process has grown by half since the first look at it."""
+
+    EVERY = 20  # steps between looks
+
+    def __init__(self) -> None:
+        self._steps, self._limit = 0, 0.0
+
+    def step(self) -> None:
+        """Count a training step; now and then look at the memory."""
+        self._steps += 1
+        if self._steps % self.EVERY:
+            return
+        with contextlib.suppress(OSError, AttributeError):
+            resident = _resident_bytes()
+            self._limit = self._limit or 1.5 * resident + 2**29
+            if resident > self._limit:
+                _libc().malloc_trim(0)
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -11,6 +11,7 @@ from torch import Tensor
 from gpt2chat.model import GPT2
 
 IGNORE = -100  # torch's own ignore index: no target here
+ROUND = 64  # positions are filled up to a multiple of this: a few sizes of logits, whose memory is reused
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Batch:
 def summed_loss(model: GPT2, batch: Batch) -> Tensor:
     """Return the cross entropy in nats, summed over the supervised positions; only they are projected to logits."""
     hidden = model.hidden_states(batch.input_ids, positions=batch.positions, mask=batch.mask)  # (B, T, C)
-    chosen = (batch.labels.flatten() != IGNORE).nonzero().squeeze(1)
-    logits = model.logits(hidden.flatten(0, 1)[chosen])  # (N, V)
-    return F.cross_entropy(logits.float(), batch.labels.flatten()[chosen], reduction="sum")
+    labels = batch.labels.flatten()
+    chosen = (labels != IGNORE).nonzero().squeeze(1)
+    spare = -len(chosen) % ROUND
+    logits = model.logits(hidden.flatten(0, 1)[F.pad(chosen, (0, spare))])  # (N, V)
+    return F.cross_entropy(logits.float(), F.pad(labels[chosen], (0, spare), value=IGNORE), reduction="sum")

@@ -25,7 +25,7 @@ from gpt2chat.model import GPT2, GPT2Config
 
 CONFIG = GPT2Config(n_layer=6, n_head=4, n_embd=256, n_ctx=512)
 ROWS, PEAK_RATE, WARMUP, FLOOR, DECAY = 8, 1.5e-3, 200, 0.05, 0.1
-FREQUENT, SAMPLED = 8192, 768
+FREQUENT, SAMPLED = 8192, 1024
 SAVE_SECONDS = 180
 
 
@@ -63,17 +63,19 @@ class SampledLoss:
         self.column[self.frequent] = torch.arange(FREQUENT)
 
     def __call__(self, model: GPT2, hidden: torch.Tensor, targets: torch.Tensor, seed: int) -> torch.Tensor:
-        hidden, targets = hidden[targets != -100], targets[targets != -100]
-        own = targets[self.column[targets] < 0].unique()
-        draw = torch.randperm(len(self.rare), generator=torch.Generator().manual_seed(seed))[:SAMPLED]
+        hidden, targets = hidden.flatten(0, 1), targets.flatten()
+        supervised = targets != -100
+        own = targets[supervised & (self.column[targets] < 0)].unique()[: SAMPLED // 2]
+        draw = torch.randperm(len(self.rare), generator=torch.Generator().manual_seed(seed))[: 2 * SAMPLED]
         others = self.rare[draw]
-        others = others[~torch.isin(others, own)]
+        others = others[~torch.isin(others, own)][: SAMPLED - len(own)]
         column = self.column.clone()
         column[own] = FREQUENT + torch.arange(len(own))
         rows = model.wte.weight[torch.cat((self.frequent, own, others))]
-        scores = F.linear(hidden, rows).float()
+        scores = F.linear(hidden, rows).float()  # always (rows * T, FREQUENT + SAMPLED): memory is reused
         scores[:, FREQUENT + len(own) :] += math.log((len(self.rare) - len(own)) / len(others))
-        return F.cross_entropy(scores, column[targets])
+        known = supervised & (column[targets] >= 0)
+        return F.cross_entropy(scores, torch.where(known, column[targets], -100))
 
 
 def rate(step: int, steps: int) -> float:

@@ -1,0 +1,28 @@
+"""The command line: parse, call the package, print. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import click
+
+from gpt2chat.cli.chat import chat_command
+from gpt2chat.cli.evaluate import evaluate_command
+from gpt2chat.cli.inspect import inspect_command
+from gpt2chat.cli.terminal import SETTINGS
+from gpt2chat.cli.train import train_command
+from gpt2chat.version import __version__
+
+
+@click.group(context_settings=SETTINGS)
+@click.version_option(__version__, prog_name="gpt2chat")
+def main() -> None:
+    """Teach a GPT-2 your texts and answers on the machine you have, and talk to it.
+
+    \b
+    Examples:
+      gpt2chat train --model demo --conversation_file data/conversations.json
+      gpt2chat chat trained_model.pt
+    """
+
+
+for command in (train_command, chat_command, evaluate_command, inspect_command):
+    main.add_command(command)

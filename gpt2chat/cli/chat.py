@@ -1,0 +1,161 @@
+"""`gpt2chat chat` (= `python gpt_generate.py`): talk to a checkpoint."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gpt2chat.cli.options import GENERATION_NAMES, device_options, generation_options
+from gpt2chat.cli.terminal import SETTINGS, Interrupted, Signals, fail, reports_errors, say
+
+if TYPE_CHECKING:
+    from gpt2chat.chatbot import GPT2Chatbot
+
+LEAVE = ("exit", "quit", "/exit", "/quit", "/bye")
+ANEW = ("reset", "clear", "/reset", "/clear", "/new")
+HELP = """Type a message and press Enter.
+  /new, /reset, reset, clear   start a new conversation
+  /help, help                  show this
+  /exit, exit, quit, Ctrl-D    leave
+Ctrl-C stops an answer."""
+
+
+@click.command("chat", context_settings=SETTINGS)
+@click.argument("checkpoint", required=False)
+@click.option("-p", "--prompt", help="Answer this and leave; - reads it from standard input.")
+@click.option("--model", help="A model instead of a checkpoint: demo, 124M, a folder, a hub repository.")
+@click.option("--system", help="What the bot is told before the conversation.")
+@click.option("--template", help="How turns are written; default: what the checkpoint was taught.")
+@generation_options
+@device_options("float32")
+@reports_errors
+def chat_command(checkpoint: str | None, prompt: str | None, model: str | None, **options: Any) -> None:
+    """Talk to CHECKPOINT: in a terminal, or line by line from a pipe.
+
+    Without CHECKPOINT: trained_model.pt if it is here, else the demo model.
+
+    \b
+    Examples:
+      gpt2chat chat trained_model.pt
+      gpt2chat chat --model demo -p "What do you like?" --temperature 0
+    """
+    from gpt2chat.chatbot import GPT2Chatbot
+    from gpt2chat.sampling import GenerationConfig
+
+    if checkpoint and model:
+        fail(f"expected CHECKPOINT or --model, got both: {checkpoint} and {model}", 2)
+    generation = GenerationConfig(**{name: options[name] for name in GENERATION_NAMES})
+    bot = GPT2Chatbot(
+        "demo",
+        generation=generation,
+        system=options["system"],
+        template=options["template"],
+        device=options["device"],
+        dtype=options["dtype"],
+        notice=lambda line: say(f"note: {line}"),
+    )
+    open_model(bot, checkpoint, model)
+    if prompt is not None:
+        _answer_once(bot, sys.stdin.read() if prompt == "-" else prompt)
+    else:
+        talk(bot)
+
+
+def open_model(bot: GPT2Chatbot, checkpoint: str | None, model: str | None) -> None:
+    """Load what the user named, or the newest of their own, or the demo; say which."""
+    from gpt2chat import pretrained
+
+    own = Path("trained_model.pt")
+    if checkpoint is None and model is None:
+        checkpoint, why = (str(own), "it is in this folder") if own.exists() else (None, "no trained_model.pt is here")
+        say(f"using {checkpoint or 'the demo model'}: {why}")
+    loaded = pretrained.load(model or "demo") if checkpoint is None else pretrained.checkpoint.load(checkpoint)
+    bot.use(loaded)
+    say(pretrained.describe(loaded))
+
+
+def _answer_once(bot: GPT2Chatbot, prompt: str) -> None:
+    with Signals():
+        _write(bot.stream(prompt))
+
+
+def _write(pieces: Iterator[str]) -> None:
+    for piece in pieces:
+        click.echo(piece, nl=False)
+        sys.stdout.flush()
+    click.echo()
+
+
+def talk(bot: GPT2Chatbot) -> None:
+    """Read messages until the end of input; answers go to stdout, everything else to stderr."""
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    if interactive:
+        import readline  # noqa: F401 - line editing for input()
+
+        say("Type a message; /help shows the commands, Ctrl-D or exit leaves.")
+    while True:
+        line = _read(interactive)
+        if line is None or line.lower() in LEAVE:
+            break
+        if not line:
+            continue
+        if line.lower() in ANEW:
+            bot.reset()
+            say("A new conversation.")
+        elif line.lower() in ("help", "/help"):
+            say(HELP)
+        elif line.startswith("/"):
+            say(f"{line.split()[0]} is not a command; /help shows them. Nothing was sent to the model.")
+        else:
+            _turn(bot, line, interactive)
+    if interactive:
+        say("Goodbye!")
+
+
+def _read(interactive: bool) -> str | None:
+    """Return the next line, stripped; None at the end of input."""
+    if not interactive:
+        line = sys.stdin.readline()
+        return line.strip() if line else None
+    while True:
+        try:
+            return input("You: ").strip()
+        except EOFError:
+            say()
+            return None
+        except KeyboardInterrupt:
+            say("\nCtrl-D or exit leaves.")
+
+
+def _turn(bot: GPT2Chatbot, line: str, interactive: bool) -> None:
+    """Answer one message. A context that cannot hold it, or Ctrl-C, ends the answer, not the chat."""
+    from gpt2chat.errors import ContextError
+
+    if interactive:
+        click.echo(click.style("Bot: ", bold=True), nl=False)
+    stream = bot.stream(line)
+    began = time.perf_counter()
+    with Signals():
+        try:
+            _write(stream)
+        except ContextError as error:
+            say(f"\n{error}")
+            return
+        except Interrupted as interrupt:
+            stream.close()  # type: ignore[attr-defined]
+            say(" [stopped]")
+            if not interactive:
+                raise interrupt
+            return
+    if interactive:
+        seconds = time.perf_counter() - began
+        decoder = bot.decoder
+        tokens = len(decoder.ids) - decoder.prompt_tokens
+        used = f"{len(decoder.ids)}/{decoder.model.config.n_ctx}"
+        line = f"[{tokens} tokens in {seconds:.2f}s ({tokens / seconds:.0f} tokens/sec), context {used}]"
+        say(click.style(line, dim=True))

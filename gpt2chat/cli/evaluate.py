@@ -1,0 +1,101 @@
+"""`gpt2chat eval`: what a checkpoint knows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gpt2chat.cli.options import device_options
+from gpt2chat.cli.terminal import SETTINGS, reports_errors, say
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command("eval", context_settings=SETTINGS)
+@click.argument("checkpoint")
+@click.option("--conversation_file", type=FILE, multiple=True, help="Pairs to answer and to score.")
+@click.option("--text_file", type=FILE, multiple=True, help="Text to score.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many pairs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--show", type=click.IntRange(0), default=3, help="Print so many wrong answers.")
+@device_options("float32")
+@reports_errors
+def evaluate_command(checkpoint: str, conversation_file: tuple[Path, ...], text_file: tuple[Path, ...], **o: Any) -> None:
+    """Measure CHECKPOINT (a .pt file or a model's name): perplexity on text, exact answers on pairs.
+
+    Answers are greedy. Perplexity is per token and per UTF-8 byte, with a sliding window of the whole context.
+
+    \b
+    Examples:
+      gpt2chat eval trained_model.pt --conversation_file data/conversations.json
+      gpt2chat eval demo --text_file data/guide.txt --json
+    """
+    from gpt2chat import pretrained
+    from gpt2chat.errors import ConfigError
+    from gpt2chat.hardware import pick_device, pick_dtype
+
+    if not conversation_file and not text_file:
+        raise ConfigError("eval: expected --conversation_file or --text_file, got neither")
+    loaded = pretrained.load(checkpoint)
+    device = pick_device(o["device"])
+    model = loaded.build_model(pick_dtype(o["dtype"], device), device)
+    result: dict[str, Any] = {"checkpoint": checkpoint}
+    if text_file:
+        result["text"] = _text(model, text_file)
+    if conversation_file:
+        result["conversations"] = _conversations(model, loaded.template, conversation_file, o["limit"], o["show"])
+    click.echo(json.dumps(result) if o["as_json"] else _table(result))
+
+
+def _text(model: Any, files: tuple[Path, ...]) -> dict[str, float]:
+    from gpt2chat.data import read_utf8
+    from gpt2chat.evaluation import Perplexity, text_perplexity
+    from gpt2chat.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.gpt2()
+    parts = [text_perplexity(model, tokenizer, read_utf8(path)) for path in files]
+    total = Perplexity(sum(p.nats for p in parts), sum(p.tokens for p in parts), sum(p.bytes for p in parts))
+    return total.to_dict()
+
+
+def _conversations(model: Any, template: Any, files: tuple[Path, ...], limit: int | None, show: int) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    from gpt2chat.data import Report, read_conversations
+    from gpt2chat.evaluation import answer_perplexity, replies
+    from gpt2chat.tokenizer import Tokenizer
+
+    tokenizer, report = Tokenizer.gpt2(), Report()
+    records = [record for path in files for record in read_conversations(path, report)][:limit]
+    for line in report.lines():
+        say(f"note: {line}")
+    conversations: list[Any] = [record.content for record in records]
+    answers = replies(model, tokenizer, template, conversations)
+    found = list(tqdm(answers, total=len(conversations), desc="answers", unit="q", disable=None, leave=False))
+    wrong = [reply for reply in found if not reply.exact]
+    for reply in wrong[:show]:
+        say(f"asked {reply.question!r}, expected {reply.expected!r}, got {reply.answer!r}")
+    return {
+        "pairs": len(found),
+        "exact": round(1 - len(wrong) / len(found), 4),
+        "stopped": round(sum(reply.stopped for reply in found) / len(found), 4),
+        "answers": answer_perplexity(model, tokenizer, template, conversations).to_dict(),
+    }
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = [result["checkpoint"]]
+    if text := result.get("text"):
+        lines.append(f"  text      {text['tokens']} tokens, {_perplexity(text)}")
+    if pairs := result.get("conversations"):
+        lines.append(f"  answers   {pairs['answers']['tokens']} tokens, {_perplexity(pairs['answers'])}")
+        lines.append(f"  exact     {pairs['exact']:.1%} of {pairs['pairs']} greedy answers equal the taught ones")
+        lines.append(f"  stopped   {pairs['stopped']:.1%} ended by themselves")
+    return "\n".join(lines)
+
+
+def _perplexity(figures: dict[str, float]) -> str:
+    return f"perplexity {figures['perplexity_per_token']:.2f} per token, {figures['perplexity_per_byte']:.3f} per byte"

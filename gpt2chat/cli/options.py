@@ -1,0 +1,44 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+
+def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of `GenerationConfig`."""
+    options = [
+        click.option("-t", "--temperature", type=float, default=0.6, help="0 always takes the likeliest token."),
+        click.option("-k", "--top_k", type=int, default=50, help="Draw from the k likeliest tokens; 0 is all."),
+        click.option("--top_p", type=float, default=1.0, help="Draw from the likeliest tokens that reach p."),
+        click.option("--min_p", type=float, default=0.0, help="Drop tokens less than min_p as likely as the first."),
+        click.option("--repetition_penalty", type=float, default=1.0, help="Above 1: repeat less."),
+        click.option("--max_new_tokens", "--max_tokens", type=int, default=256, help="Longest answer, in tokens."),
+        click.option("--seed", type=int, help="Same seed, same answers; without it each answer is new."),
+    ]
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
+
+
+GENERATION_NAMES = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "max_new_tokens",
+    "seed",
+)
+
+
+def device_options(dtype: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add --device and --dtype, whose default is `dtype`."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        function = click.option("-d", "--dtype", default=dtype, help="auto, float32 or bfloat16.")(function)
+        return click.option("--device", "--device_type", default="auto", help="auto, cpu, cuda or mps.")(function)
+
+    return decorate

@@ -1,0 +1,268 @@
+"""Options -> everything a run needs, with the choices the user left open, each said in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2chat import checkpoint, pretrained
+from gpt2chat.checkpoint import Checkpoint
+from gpt2chat.conversation import TEMPLATES, Template, template_named
+from gpt2chat.data import Dataset, Record, Report, read_conversations, read_text, render_records, split
+from gpt2chat.errors import CheckpointError, ConfigError, DataError
+from gpt2chat.hardware import pick_device, pick_dtype
+from gpt2chat.model import GPT2
+from gpt2chat.run import Run, RunFiles, check_writable, hash_file
+from gpt2chat.tokenizer import Tokenizer
+from gpt2chat.training import Step, TrainConfig, count_steps, default_learning_rate, make_optimizer, train
+from gpt2chat.version import __version__
+
+TEXT_BLOCK = 256  # ids per row of text when --max_length does not say
+LARGE = 1000  # so many conversations or text blocks are enough to hold some out unasked
+ENOUGH_STEPS = {"conversations": 150, "texts": 50}  # epochs are chosen to reach this many optimizer steps ...
+MOST_EPOCHS = {"conversations": 30, "texts": 10}  # ... but no more passes than this
+OWN_EACH_TIME = ("resume", "interactive", "device")  # options that an interrupted run does not pass on
+
+
+@dataclass
+class Plan:
+    """A run, its data and its configuration; `lines` tell the user what was chosen."""
+
+    run: Run
+    dataset: Dataset
+    config: TrainConfig
+    dtype: torch.dtype
+    total: int
+    eval_every: int
+    resumed: bool
+    lines: list[str] = field(default_factory=list)
+
+    def due(self, step: int) -> bool:
+        """Whether the model is evaluated after `step`."""
+        return bool(self.run.validation or self.run.probes) and (step % self.eval_every == 0 or step == self.total)
+
+    def steps(self) -> Iterator[Step]:
+        """The remaining optimizer steps."""
+        run = self.run
+        return train(
+            run.model, self.dataset, self.config, run.optimizer, run.tokenizer.end_id, self.dtype, start=run.number
+        )
+
+
+@dataclass
+class _Data:
+    dataset: Dataset
+    validation: list[Any]
+    row_tokens: int
+    lines: list[str]
+
+
+def make_plan(options: dict[str, Any]) -> Plan:
+    """Read data and model, choose what was left open, and check all of it before the first step."""
+    _check(options)
+    files = RunFiles(options["save_path"])
+    check_writable(files)
+    report = Report()
+    records = _read(options, report)
+    hashes = {path.as_posix(): hash_file(path) for path in (*options["text_file"], *options["conversation_file"])}
+    base = checkpoint.load(options["resume"]) if options["resume"] else pretrained.load(options["model"])
+    base = dataclasses.replace(base, template=_template(options["template"], base.template))
+    data = _prepare(options, base, records, report)
+    config, lines = _config(options, base, data)
+    device = pick_device(options["device"])
+    dtype = pick_dtype(options["dtype"], device)
+    settings = _settings(options, hashes, config) | {"about": _about(options, base, hashes, dtype)}
+    run = _run(options, base, files, config, data, dtype, settings)
+    total = sum(count_steps(data.dataset, config))
+    every = options["eval_every"] or max(1, total // 10)
+    lines = [pretrained.describe(base), *data.lines, *[f"note: {line}" for line in report.lines()], *lines]
+    lines.append(f"training {total} steps on {device} in {str(dtype).removeprefix('torch.')}, saving to {files.best}")
+    return Plan(run, data.dataset, config, dtype, total, every, bool(options["resume"]), lines)
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Check what needs neither data nor model."""
+    TrainConfig(
+        epochs=1 if options["epochs"] is None else options["epochs"],
+        batch_size=options["batch_size"],
+        accumulate=options["accumulate"],
+        learning_rate=5e-5 if options["learning_rate"] is None else options["learning_rate"],
+        weight_decay=options["weight_decay"],
+        join=options["join"],
+    )
+    for name in ("val_fraction", "text_share", "dropout"):
+        value = options[name]
+        if value is not None and not 0 <= value < 1:
+            raise ConfigError(f"{name}: expected a number from 0 to below 1, got {value!r}")
+    for name, low in (("max_length", 8), ("eval_every", 1), ("patience", 0), ("seed", 0)):
+        value = options[name]
+        if value is not None and value < low:
+            raise ConfigError(f"{name}: expected a whole number of {low} or more, got {value!r}")
+    if options["template"]:
+        _template(options["template"], TEMPLATES["chat"])
+    if options["patience"] and options["val_fraction"] == 0:
+        raise ConfigError("patience: expected a --val_fraction above 0, got 0: there is nothing to validate on")
+
+
+def _template(name: str | None, own: Template) -> Template:
+    """Return the template to train with: the one asked for, else the model's own if it can be trained, else chat."""
+    if name is None:
+        return own if own.trainable else TEMPLATES["chat"]
+    template = template_named(name)
+    if not template.trainable:
+        raise ConfigError(f"template: {name} is for untrained models and has no end token to learn: use chat")
+    return template
+
+
+def _read(options: dict[str, Any], report: Report) -> tuple[list[Record], list[Record]]:
+    texts = [record for path in options["text_file"] for record in read_text(path, options["text_separator"])]
+    return [record for path in options["conversation_file"] for record in read_conversations(path, report)], texts
+
+
+def _prepare(
+    options: dict[str, Any], base: Checkpoint, records: tuple[list[Record], list[Record]], report: Report
+) -> _Data:
+    """Render, hold out, mix; the row is as long as the longest conversation needs, and no longer than the context."""
+    n_ctx, tokenizer = base.config.n_ctx, Tokenizer.gpt2()
+    limit = options["max_length"] or n_ctx
+    if limit > n_ctx:
+        raise ConfigError(f"max_length: expected at most {n_ctx}, this model's context, got {limit}")
+    block = min(options["max_length"] or TEXT_BLOCK, n_ctx)
+    pairs, texts = records
+    conversations = render_records(pairs, base.template, tokenizer, limit, options["too_long"], report)
+    blocks = render_records(texts, base.template, tokenizer, block, "error", report)
+    if not conversations and not blocks:
+        raise DataError("nothing is left to learn from: " + "; ".join(report.lines()))
+    lines, kept, held = [], [], []
+    for kind, documents in (("conversations", conversations), ("text blocks", blocks)):
+        count = sum(len(document) for document in documents)
+        fraction = options["val_fraction"]
+        fraction = (0.05 if count >= LARGE else 0.0) if fraction is None else fraction
+        train_documents, validation = split(documents, fraction, options["seed"])
+        kept.append([example for document in train_documents for example in document])
+        held += [example for document in validation for example in document]
+        if documents:
+            ids = sum(len(example.ids) for example in kept[-1])
+            out = f", {sum(map(len, validation))} held out to validate" if validation else ", none held out"
+            lines.append(f"{len(kept[-1])} {kind} of {ids} tokens{out}")
+    dataset = Dataset(*kept, text_share=options["text_share"])
+    if not dataset.examples:
+        raise ConfigError("val_fraction: nothing is left to train on; hold out less")
+    longest = max(len(example.ids) for example in dataset.examples)
+    row = min(n_ctx, max(block if blocks else TEXT_BLOCK, -(-longest // 64) * 64))
+    return _Data(dataset, held, row, lines + _mix_lines(dataset))
+
+
+def _mix_lines(dataset: Dataset) -> list[str]:
+    if not dataset.conversations or not dataset.texts:
+        return []
+    lengths = [len(example.ids) for example in dataset.examples]
+    order = dataset.epoch(0, 0)
+    share = sum(lengths[i] for i in order if i >= len(dataset.conversations)) / sum(lengths[i] for i in order)
+    return [f"mix: {share:.0%} of the tokens are text, {1 - share:.0%} conversation (--text_share changes it)"]
+
+
+def _config(options: dict[str, Any], base: Checkpoint, data: _Data) -> tuple[TrainConfig, list[str]]:
+    """Fill in epochs and learning rate where the user left them open."""
+    lines = []
+    config = TrainConfig(
+        epochs=options["epochs"] or 1,
+        batch_size=options["batch_size"],
+        accumulate=options["accumulate"],
+        learning_rate=options["learning_rate"] or default_learning_rate(base.config),
+        weight_decay=options["weight_decay"],
+        row_tokens=data.row_tokens,
+        join=options["join"],
+        seed=options["seed"],
+    )
+    steps = count_steps(dataclasses.replace(data.dataset), dataclasses.replace(config, epochs=1))[0]
+    if options["epochs"] is None:
+        kind = "conversations" if data.dataset.conversations else "texts"
+        epochs = min(MOST_EPOCHS[kind], max(1, -(-ENOUGH_STEPS[kind] // steps)))
+        config = dataclasses.replace(config, epochs=epochs)
+        lines.append(f"epochs: {epochs}, so that there are about {epochs * steps} steps (--epochs changes it)")
+    if options["learning_rate"] is None:
+        lines.append(f"learning rate: {config.learning_rate:.1e}, for a model of this size (--learning_rate changes it)")
+    ids = sum(len(example.ids) for example in data.dataset.examples)
+    if ids < data.row_tokens:
+        lines.append(f"warning: only {ids} tokens to learn from; the model will repeat them rather than learn to talk")
+    elif len(data.dataset.conversations) and len(data.dataset.conversations) < 10 and not data.dataset.texts:
+        lines.append("warning: fewer than ten conversations; the model will know these and little else")
+    return config, lines
+
+
+def _settings(options: dict[str, Any], hashes: dict[str, str], config: TrainConfig) -> dict[str, Any]:
+    """Return what a checkpoint stores of a run, as plain data."""
+    plain = {name: _plain(value) for name, value in options.items() if name not in OWN_EACH_TIME}
+    return {"options": plain, "data_sha256": hashes, "config": dataclasses.asdict(config)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in value]
+    return value.as_posix() if isinstance(value, Path) else value
+
+
+def _about(options: dict[str, Any], base: Checkpoint, hashes: dict[str, str], dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "name": f"{options['save_path'].name}, trained from {base.about.get('name') or base.about.get('base')}",
+        "data_sha256": hashes,
+        "gpt2chat": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype),
+    }
+
+
+def _run(
+    options: dict[str, Any],
+    base: Checkpoint,
+    files: RunFiles,
+    config: TrainConfig,
+    data: _Data,
+    dtype: torch.dtype,
+    settings: dict[str, Any],
+) -> Run:
+    device = pick_device(options["device"])
+    model = _trainable(base, options["dropout"], device)
+    run = Run(
+        model,
+        make_optimizer(model, config),
+        dataclasses.replace(base, weights={}, history=[], training=None),
+        files,
+        validation=data.validation,
+        probes=options["probe"],
+        row_tokens=config.row_tokens,
+        dtype=dtype,
+        patience=options["patience"],
+        settings=settings,
+    )
+    if options["resume"]:
+        if base.training is None:
+            raise CheckpointError(f"{options['resume']}: holds no training state")
+        _same(base.training["settings"], settings, Path(options["resume"]))
+        run.restore(base.training, base.history)
+    return run
+
+
+def _trainable(base: Checkpoint, dropout: float, device: torch.device) -> GPT2:
+    """Build the network for training; dropout belongs to the run, so the checkpoint's config keeps its own."""
+    with_dropout = dataclasses.replace(base, config=dataclasses.replace(base.config, dropout=dropout))
+    return with_dropout.build_model(torch.float32, device)
+
+
+def _same(stored: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """Compare what the interrupted run used with what is here; raises CheckpointError naming the difference."""
+    for name, digest in stored["data_sha256"].items():
+        if now["data_sha256"].get(name) != digest:
+            raise CheckpointError(f"{path}: {name} has changed since that run: bring the same file, or train afresh")
+    if stored["config"] != now["config"]:
+        differing = [name for name, value in now["config"].items() if stored["config"].get(name) != value]
+        raise CheckpointError(f"{path}: that run had another {', '.join(differing)}; it cannot be resumed exactly")

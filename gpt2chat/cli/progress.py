@@ -1,0 +1,67 @@
+"""Progress of training: a bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from gpt2chat.run import Evaluation
+    from gpt2chat.training import Step
+
+PLAIN_SECONDS = 10.0  # without a terminal: one line so often
+
+
+class Progress:
+    """Draws steps and evaluations; use as a context manager."""
+
+    def __init__(self, total: int, done: int = 0) -> None:
+        self._total, self._done = total, done
+        self._tty = sys.stderr.isatty()
+        self._validation = ""
+        self._smooth: float | None = None
+        self._began = self._last = time.monotonic()
+        self._tokens = 0
+
+    def __enter__(self) -> Progress:
+        self._bar = tqdm(
+            total=self._total, initial=self._done, unit="step", disable=not self._tty, dynamic_ncols=True, leave=False
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def step(self, step: Step) -> None:
+        """Draw one step; the shown loss is a running mean."""
+        if step.skipped:
+            self.note(f"step {step.number}: gradients were not finite, the weights were left alone")
+        else:
+            self._smooth = step.loss if self._smooth is None else 0.9 * self._smooth + 0.1 * step.loss
+        self._tokens += step.tokens
+        spent = time.monotonic() - self._began
+        rate = self._tokens / spent
+        shown = f"loss {self._smooth or step.loss:.3f}{self._validation}, lr {step.learning_rate:.1e}, {rate:.0f} tok/s"
+        self._bar.set_postfix_str(shown, refresh=False)
+        self._bar.update()
+        now = time.monotonic()
+        if not self._tty and (now - self._last > PLAIN_SECONDS or step.number in (self._done + 1, step.total)):
+            self._last = now
+            left = spent / (step.number - self._done) * (step.total - step.number)
+            self.note(f"step {step.number}/{step.total}  {shown}, {left:.0f} s left")
+
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Draw a validation and the answers to the probe questions."""
+        if evaluation.validation_loss is not None:
+            self._validation = f", val {evaluation.validation_loss:.3f}"
+            better = ", the best so far" if evaluation.improved else ""
+            self.note(f"step {evaluation.step}  validation loss {evaluation.validation_loss:.3f}{better}")
+        for question, answer in evaluation.answers:
+            self.note(f"step {evaluation.step}  {question}  ->  {answer.strip()}")
+
+    def note(self, line: str) -> None:
+        """Print a line without breaking the bar."""
+        self._bar.write(line, file=sys.stderr)

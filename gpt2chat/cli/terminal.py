@@ -1,0 +1,111 @@
+"""What all commands share: option spelling, errors as one line, exit codes, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from gpt2chat.errors import ConfigError, GPT2ChatError
+
+# `--text_file` and `--text-file` are the same option.
+SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 110,
+    "show_default": True,
+    "token_normalize_func": lambda name: name.replace("-", "_"),
+}
+RUNTIME_ERROR, USAGE_ERROR = 1, 2
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Interrupted(BaseException):
+    """A SIGINT or SIGTERM, raised where the work can stop; `code` is the exit code the shell expects."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.code = 128 + number
+
+
+def say(line: str = "") -> None:
+    """Print to stderr: everything that is not an answer or a result."""
+    click.echo(line, err=True)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print one line and leave."""
+    say(click.style("error: ", fg="red") + " ".join(message.split()))
+    sys.exit(code)
+
+
+def reports_errors(function: Command) -> Command:
+    """Turn errors the user can fix into one line and an exit code; anything else keeps its traceback."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
+            click.get_current_context().color = False
+        try:
+            return function(*args, **kwargs)
+        except ConfigError as error:
+            fail(str(error), USAGE_ERROR)
+        except GPT2ChatError as error:
+            fail(str(error), RUNTIME_ERROR)
+        except Interrupted as interrupt:
+            say("interrupted")
+            sys.exit(interrupt.code)
+        except KeyboardInterrupt:
+            say("interrupted")
+            sys.exit(128 + signal.SIGINT)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+
+    return wrapper  # type: ignore[return-value]
+
+
+class Signals:
+    """Lets SIGINT and SIGTERM interrupt everywhere but in critical sections, at whose end they are raised.
+
+    A second SIGINT in a critical section leaves at once.
+    """
+
+    def __init__(self) -> None:
+        self._critical = False
+        self._pending: int | None = None
+
+    def __enter__(self) -> Signals:
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in self._before:
+            signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._critical or (self._pending == number == signal.SIGINT):
+            raise Interrupted(number)
+        self._pending = number
+        say("\nfinishing this step …")
+
+    @contextlib.contextmanager
+    def critical(self) -> Iterator[None]:
+        """Hold signals back until the end of the block."""
+        self._critical = True
+        try:
+            yield
+        finally:
+            self._critical = False
+        if self._pending is not None:
+            number, self._pending = self._pending, None
+            raise Interrupted(number)

@@ -1,0 +1,175 @@
+"""`gpt2chat train` (= `python train_chatbot.py`): files in, one `.pt` out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gpt2chat.cli.options import device_options
+from gpt2chat.cli.terminal import SETTINGS, Interrupted, Signals, reports_errors, say
+
+if TYPE_CHECKING:
+    from gpt2chat.cli.plan import Plan
+    from gpt2chat.run import Run
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command("train", context_settings=SETTINGS)
+@click.option("--model", default="gpt2-small (124M)", help="A released size, demo, a folder, a hub repository, a .pt.")
+@click.option("--text_file", type=FILE, multiple=True, help="UTF-8 text to learn; may be given several times.")
+@click.option("--conversation_file", type=FILE, multiple=True, help='JSON list of {"user": ..., "bot": ...}.')
+@click.option("--save_path", type=FILE, default="trained_model.pt", help="Where the checkpoint goes.")
+@click.option("--interactive", is_flag=True, help="Afterwards load the saved file and chat with it.")
+@click.option("--resume", is_flag=False, flag_value="auto", metavar="[LAST.PT]", help="Go on with an interrupted run.")
+@click.option("--epochs", type=int, help="Passes over the data.  [default: enough for its size]")
+@click.option("--batch_size", type=int, default=4, help="Rows per optimizer step.")
+@click.option("--accumulate", type=int, default=1, help="Compute a step in so many parts: less memory, same result.")
+@click.option("--learning_rate", "--lr", type=float, help="Peak rate.  [default: by the model's size]")
+@click.option("--weight_decay", type=float, default=0.01, help="Applies to matrices only.")
+@click.option("--dropout", type=float, default=0.0, help="Share of activations dropped.")
+@click.option("--max_length", type=int, help="Longest example in tokens.  [default: context; 256 for text]")
+@click.option("--too_long", type=click.Choice(["error", "skip", "cut"]), default="error", help="Longer conversations.")
+@click.option("--text_separator", help="Cut a text file into documents at this string.")
+@click.option("--text_share", type=float, help="With both kinds of data: share of the tokens that is text.")
+@click.option("--join", type=float, default=0.5, help="How often single pairs follow each other as one conversation.")
+@click.option("--template", help="How turns are written.  [default: the model's own, or chat]")
+@click.option("--val_fraction", type=float, help="Share held out to validate.  [default: 0.05 of large data, else 0]")
+@click.option("--eval_every", type=int, help="Steps between validations.  [default: a tenth of the run]")
+@click.option("--patience", type=int, default=0, help="Stop after so many validations without progress; 0 never.")
+@click.option("--probe", multiple=True, help="A question to answer at every validation.")
+@click.option("--seed", type=int, default=0, help="Same seed, same model.")
+@device_options("auto")
+@click.pass_context
+@reports_errors
+def train_command(context: click.Context, **options: Any) -> None:
+    """Fine-tune a GPT-2 on text files, conversations or both, and save one .pt file.
+
+    Only the bot's words are trained in conversations, every word in texts.
+
+    \b
+    Examples:
+      python train_chatbot.py --model demo --conversation_file data/conversations.json --interactive
+      python train_chatbot.py --model "gpt2-small (124M)" --text_file your_text_file.txt --epochs 1
+    """
+    from gpt2chat.cli.plan import make_plan
+    from gpt2chat.errors import ConfigError
+
+    nothing = not options["text_file"] and not options["conversation_file"] and options["resume"] is None
+    if nothing and not options["interactive"]:
+        raise ConfigError("train: expected --text_file or --conversation_file (or --resume), got neither")
+    if not nothing:
+        if options["resume"] is not None:
+            options = _resumed_options(context, options)
+        plan = make_plan(options)
+        _train(plan, context)
+    if options["interactive"]:
+        _chat(options["save_path"], None if options["save_path"].exists() or not nothing else options["model"])
+
+
+def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the interrupted run; a contradicting one on the command line is an error."""
+    from gpt2chat import checkpoint
+    from gpt2chat.cli.plan import OWN_EACH_TIME
+    from gpt2chat.errors import CheckpointError, ConfigError
+    from gpt2chat.run import RunFiles
+
+    path = Path(given["resume"]) if given["resume"] != "auto" else RunFiles(given["save_path"]).last
+    loaded = checkpoint.load(path)
+    if loaded.training is None:
+        raise CheckpointError(f"{path}: expected a .last.pt with training state, found a checkpoint that is for use")
+    stored = dict(loaded.training["settings"]["options"])
+    for name in ("text_file", "conversation_file"):
+        stored[name] = tuple(Path(entry) for entry in stored[name])
+    stored |= {"probe": tuple(stored["probe"]), "save_path": Path(stored["save_path"])}
+    for name, value in given.items():
+        explicit = context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+        if explicit and name not in OWN_EACH_TIME and value != stored.get(name):
+            raise ConfigError(f"{name}: --resume goes on with {stored.get(name)!r} of the first run, got {value!r}")
+    return {**stored, **{name: given[name] for name in OWN_EACH_TIME}, "resume": path}
+
+
+def _train(plan: Plan, context: click.Context) -> None:
+    for line in plan.lines:
+        say(line)
+    if plan.run.number >= plan.total:
+        say(f"{plan.run.files.last} is at its last step, {plan.run.number}: nothing is left to train")
+        return
+    with Signals() as signals:
+        try:
+            _loop(plan, signals)
+            plan.run.finish()
+        except Interrupted:
+            with signals.critical():
+                if plan.run.number:
+                    plan.run.save_last()
+            if plan.run.number:
+                say(f"saved after step {plan.run.number} of {plan.total}. Go on with:")
+                say(f"  {_program(context)} --resume {plan.run.files.last}")
+            else:
+                say("nothing was trained yet, nothing was written")
+            raise
+    _summary(plan.run)
+
+
+def _program(context: click.Context) -> str:
+    name = context.command_path
+    return f"python {name}" if name.endswith(".py") else name
+
+
+def _loop(plan: Plan, signals: Signals) -> None:
+    """Step by step: train, record, draw; evaluate now and then."""
+    from gpt2chat.cli.progress import Progress
+    from gpt2chat.hardware import MemoryValve, tune_allocator
+
+    tune_allocator()
+    run, steps, valve = plan.run, plan.steps(), MemoryValve()
+    if not plan.resumed:
+        run.begin()
+    with Progress(plan.total, run.number) as progress:
+        if run.number and plan.due(run.number) and run.evaluated != run.number:
+            progress.evaluation(run.evaluate())
+        while not run.finished_early:
+            with signals.critical():
+                step = next(steps, None)
+                if step is None:
+                    break
+                run.record(step)
+            valve.step()
+            progress.step(step)
+            if plan.due(step.number):
+                progress.evaluation(run.evaluate())
+        if run.finished_early:
+            progress.note(f"stopped early: {run.patience} validations in a row brought no progress")
+
+
+def _summary(run: Run) -> None:
+    from gpt2chat.checkpoint import atomic_writer
+    from gpt2chat.cli import curve
+
+    train, validation = curve.series(run.history)
+    if len(train) > 1:
+        say("loss")
+        for line in curve.braille(train):
+            say(line)
+        with atomic_writer(run.files.curve) as file:
+            file.write(curve.svg(train, validation).encode())
+    best = "" if run.best is None else f", best validation loss {run.best:.3f}"
+    say(f"saved {run.files.best} ({run.files.best.stat().st_size / 1e6:.0f} MB{best})")
+    say(f"beside it: {', '.join(p.name for p in (run.files.last, run.files.metrics, run.files.curve) if p.exists())}")
+
+
+def _chat(saved: Path, model: str | None) -> None:
+    """Open the chat on the file as it is on the disk, which proves that it is good."""
+    from gpt2chat.chatbot import GPT2Chatbot
+    from gpt2chat.cli.chat import open_model, talk
+    from gpt2chat.sampling import GenerationConfig
+
+    began = time.perf_counter()
+    bot = GPT2Chatbot("demo", generation=GenerationConfig(temperature=0.0), notice=lambda line: say(f"note: {line}"))
+    open_model(bot, None if model else str(saved), model)
+    say(f"loaded in {time.perf_counter() - began:.1f} s; answers are greedy (temperature 0)")
+    talk(bot)

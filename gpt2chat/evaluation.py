@@ -1,0 +1,116 @@
+"""What a checkpoint knows: perplexity on text, and its own answers to pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+
+from gpt2chat.conversation import Conversation, Template, render, render_prompt
+from gpt2chat.generation import Decoder, stream_text
+from gpt2chat.model import GPT2
+from gpt2chat.sampling import GenerationConfig
+from gpt2chat.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Summed negative log-likelihood in nats, and what it is divided by."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+    @property
+    def per_token(self) -> float:
+        """exp of the mean loss per token."""
+        return math.exp(min(700.0, self.nats / max(1, self.tokens)))
+
+    @property
+    def per_byte(self) -> float:
+        """exp of the mean loss per UTF-8 byte; comparable between vocabularies."""
+        return math.exp(min(700.0, self.nats / max(1, self.bytes)))
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the figures for JSON."""
+        rounded = {"perplexity_per_token": self.per_token, "perplexity_per_byte": self.per_byte}
+        bits = self.nats / math.log(2) / max(1, self.bytes)
+        return {**{k: round(v, 4) for k, v in rounded.items()}, "bits_per_byte": round(bits, 4), **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model answers to one taught question, greedily."""
+
+    question: str
+    expected: str
+    answer: str
+    stopped: bool
+
+    @property
+    def exact(self) -> bool:
+        """Whether the answer is the taught one, letter by letter."""
+        return self.answer.strip() == self.expected.strip()
+
+
+@torch.inference_mode()
+def text_perplexity(model: GPT2, tokenizer: Tokenizer, text: str, stride: int | None = None) -> Perplexity:
+    """Score a text with a sliding window of the whole context that moves by `stride` ids (default: half of it).
+
+    An end token before the text gives the first token a context, so every byte of the text is scored once.
+    """
+    ids = [tokenizer.end_id, *tokenizer.encode(text)]
+    n_ctx = model.config.n_ctx
+    stride = stride or n_ctx // 2
+    nats, scored = 0.0, 1  # ids[:scored] have been scored; the end token needs none
+    while scored < len(ids):
+        end = min(len(ids), max(scored + stride, n_ctx))
+        begin = max(0, end - n_ctx)
+        window = torch.tensor([ids[begin:end]], device=model.device)
+        hidden = model.hidden_states(window[:, :-1])[0, scored - begin - 1 :]  # (N, C): what foretells ids[scored:end]
+        nats += _nats(model, hidden, window[0, scored - begin :])
+        scored = end
+    return Perplexity(nats, len(ids) - 1, len(text.encode("utf-8", "replace")))
+
+
+def _nats(model: GPT2, hidden: torch.Tensor, targets: torch.Tensor) -> float:
+    total = 0.0
+    for part, wanted in zip(hidden.split(256), targets.split(256), strict=True):
+        total += F.cross_entropy(model.logits(part).float(), wanted, reduction="sum").item()
+    return total
+
+
+@torch.inference_mode()
+def answer_perplexity(
+    model: GPT2, tokenizer: Tokenizer, template: Template, conversations: Sequence[Conversation]
+) -> Perplexity:
+    """Score the answers (and their end tokens) of conversations that fit the context, given what comes before."""
+    nats, tokens, size = 0.0, 0, 0
+    for conversation in conversations:
+        example = render(conversation, template, tokenizer)
+        ids = torch.tensor([example.ids[: model.config.n_ctx]], device=model.device)
+        wanted = torch.tensor(example.loss_mask[1 : ids.size(1)], dtype=torch.bool, device=model.device)
+        hidden = model.hidden_states(ids)[0, :-1][wanted]
+        nats += _nats(model, hidden, ids[0, 1:][wanted])
+        tokens += int(wanted.sum())
+        size += sum(len(m.content.encode("utf-8", "replace")) for m in conversation if m.role == "assistant")
+    return Perplexity(nats, tokens, size)
+
+
+def replies(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    template: Template,
+    conversations: Sequence[Conversation],
+    max_new_tokens: int = 256,
+) -> Iterator[Reply]:
+    """Yield the model's greedy answer to the last question of each conversation, given the turns before it."""
+    decoder = Decoder(model)
+    config = GenerationConfig(temperature=0, max_new_tokens=max_new_tokens)
+    for *before, answer in conversations:
+        ids = decoder.generate(render_prompt(before, template, tokenizer), config, {tokenizer.end_id})
+        text = "".join(stream_text(ids, tokenizer.stream_decoder(), template.stop, template.lead))
+        yield Reply(before[-1].content, answer.content, text, stopped=decoder.finish_reason != "length")

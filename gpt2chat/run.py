@@ -1,0 +1,242 @@
+"""A training run on disk: best and last checkpoint, validation, sample answers, metrics, early stopping.
+
+`training.train` takes the steps; a `Run` keeps what must survive them. It prints nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2chat import checkpoint
+from gpt2chat.checkpoint import Checkpoint
+from gpt2chat.conversation import Example, Message, render_prompt
+from gpt2chat.errors import CheckpointError, DataError
+from gpt2chat.generation import Decoder, stream_text
+from gpt2chat.model import GPT2
+from gpt2chat.sampling import GenerationConfig
+from gpt2chat.tokenizer import Tokenizer
+from gpt2chat.training import Step, mean_loss, weights_of
+
+SAVE_SECONDS = 600.0  # how often the state to resume from is written
+HISTORY_ROWS = 2000  # a checkpoint keeps at most so many steps of its history
+VALIDATION_TOKENS = 65536  # a validation looks at no more than this
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of a run: the checkpoint to use, and beside it what resuming and judging need."""
+
+    best: Path
+
+    def beside(self, ending: str) -> Path:
+        """Return a sibling: `trained_model.pt` -> `trained_model.<ending>`."""
+        return self.best.with_name(f"{self.best.name.removesuffix('.pt')}.{ending}")
+
+    @property
+    def last(self) -> Path:
+        """Weights, optimizer and position of the last step."""
+        return self.beside("last.pt")
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per step."""
+        return self.beside("metrics.jsonl")
+
+    @property
+    def curve(self) -> Path:
+        """The loss curve as SVG."""
+        return self.beside("loss.svg")
+
+    @property
+    def samples(self) -> Path:
+        """The answers to the probe questions during training."""
+        return self.beside("samples.jsonl")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a look at the model during training gave."""
+
+    step: int
+    validation_loss: float | None
+    improved: bool
+    answers: list[tuple[str, str]]
+
+
+class Run:
+    """Holds a run's model, optimizer and files; `finished_early` tells that validation stopped improving."""
+
+    def __init__(
+        self,
+        model: GPT2,
+        optimizer: torch.optim.Optimizer,
+        base: Checkpoint,
+        files: RunFiles,
+        validation: Sequence[Example] = (),
+        probes: Sequence[str] = (),
+        row_tokens: int = 256,
+        dtype: torch.dtype = torch.float32,
+        patience: int = 0,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.base, self.files = model, optimizer, base, files
+        self.validation = _first_tokens(validation, VALIDATION_TOKENS)
+        self.probes, self.row_tokens, self.dtype, self.patience = probes, row_tokens, dtype, patience
+        self.settings = settings or {}
+        self.tokenizer = Tokenizer.gpt2()
+        self.history: list[dict[str, Any]] = []
+        self.number = 0
+        self.best: float | None = None
+        self.waited = 0
+        self.evaluated = -1
+        self._saved = time.monotonic()
+
+    @property
+    def finished_early(self) -> bool:
+        """Whether `patience` validations in a row brought nothing."""
+        return self.patience > 0 and self.waited >= self.patience
+
+    def restore(self, training: dict[str, Any], history: list[dict[str, Any]]) -> None:
+        """Take up optimizer, position and record of an interrupted run; raises CheckpointError."""
+        try:
+            self.optimizer.load_state_dict(training["optimizer"])
+            self.number, self.evaluated = int(training["step"]), int(training["evaluated"])
+            self.best, self.waited = training["best"], int(training["waited"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{self.files.last}: its training state does not fit this model: {error}") from error
+        self.history = list(history)
+        rows = [row for row in self._metrics() if row["step"] <= self.number]
+        _write_text(self.files.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _metrics(self) -> list[dict[str, Any]]:
+        if not self.files.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.files.metrics.read_text("utf-8").splitlines()]
+
+    def begin(self) -> None:
+        """Start afresh: an earlier run's metrics and samples under the same name are replaced."""
+        _write_text(self.files.metrics, "")
+        self.files.samples.unlink(missing_ok=True)
+
+    def record(self, step: Step) -> None:
+        """Keep a step's figures, and now and then the state to resume from."""
+        self.number = step.number
+        row = {"step": step.number, "loss": round(step.loss, 5), "learning_rate": step.learning_rate}
+        row |= {"gradient_norm": round(step.gradient_norm, 4), "tokens": step.tokens}
+        row |= {"tokens_per_second": round(step.tokens / step.seconds, 1), "skipped": step.skipped}
+        self._keep(row)
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self.save_last()
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        self.history.append(row)
+        if len(self.history) > HISTORY_ROWS:
+            self.history = self.history[::2]
+        with self.files.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def evaluate(self) -> Evaluation:
+        """Validate, answer the probe questions, and keep the weights when they are the best so far."""
+        loss, improved = None, False
+        if self.validation:
+            loss = mean_loss(self.model, self.validation, self.row_tokens, self.tokenizer.end_id, self.dtype)
+            improved = self.best is None or loss < self.best
+        answers = [(question, self._answer(question)) for question in self.probes]
+        if improved:
+            self.best, self.waited = loss, 0
+            self.save_best()
+        elif loss is not None:
+            self.waited += 1
+        self.evaluated = self.number
+        if loss is not None:
+            self._keep({"step": self.number, "validation_loss": round(loss, 5)})
+        if answers:
+            with self.files.samples.open("a", encoding="utf-8") as file:
+                for question, answer in answers:
+                    row = {"step": self.number, "question": question, "answer": answer}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        return Evaluation(self.number, loss, improved, answers)
+
+    def _answer(self, question: str) -> str:
+        """Answer greedily, so that two moments of training can be compared."""
+        self.model.eval()
+        prompt = render_prompt([Message("user", question)], self.base.template, self.tokenizer)
+        ids = Decoder(self.model).generate(
+            prompt, GenerationConfig(temperature=0, max_new_tokens=60), {self.tokenizer.end_id}
+        )
+        template = self.base.template
+        return "".join(stream_text(ids, self.tokenizer.stream_decoder(), template.stop, template.lead))
+
+    def _checkpoint(self, training: dict[str, Any] | None) -> Checkpoint:
+        about = {**self.base.about, **self.settings.get("about", {}), "step": self.number}
+        if self.best is not None:
+            about["validation_loss"] = self.best
+        return dataclasses.replace(
+            self.base, weights=weights_of(self.model), about=about, history=list(self.history), training=training
+        )
+
+    def save_best(self) -> None:
+        """Write the checkpoint that is for use: no optimizer state."""
+        checkpoint.save(self._checkpoint(None), self.files.best)
+
+    def save_last(self) -> None:
+        """Write everything that resuming needs."""
+        training = {
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.number,
+            "evaluated": self.evaluated,
+            "best": self.best,
+            "waited": self.waited,
+            "settings": {name: value for name, value in self.settings.items() if name != "about"},
+        }
+        checkpoint.save(self._checkpoint(training), self.files.last)
+        self._saved = time.monotonic()
+
+    def finish(self) -> None:
+        """Write the final files: the last state, and the checkpoint for use unless validation chose an earlier one."""
+        self.save_last()
+        if self.best is None:
+            self.save_best()
+
+
+def _first_tokens(examples: Sequence[Example], limit: int) -> list[Example]:
+    kept, total = [], 0
+    for example in examples:
+        if total >= limit:
+            break
+        kept.append(example)
+        total += len(example.ids)
+    return kept
+
+
+def _write_text(path: Path, text: str) -> None:
+    with checkpoint.atomic_writer(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def check_writable(files: RunFiles) -> None:
+    """Try to write beside the checkpoint before any work is done; raises CheckpointError."""
+    if files.best.is_dir():
+        raise CheckpointError(f"{files.best}: expected a file name for the checkpoint, found a folder")
+    probe = files.beside("writable")
+    with checkpoint.atomic_writer(probe) as file:
+        file.write(b"")
+    probe.unlink()
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a data file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
