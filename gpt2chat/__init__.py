@@ -40,9 +40,24 @@ _HOME = {
     "train": "training",
 }
 
-__all__ = [  # noqa: PLE0604 - the lazy names are listed once, above
-    *_HOME,
+__all__ = [
+    "Checkpoint",
+    "Decoder",
+    "GPT2",
+    "GPT2ChatError",
+    "GPT2Chatbot",
+    "GPT2Config",
+    "GenerationConfig",
+    "KVCache",
+    "MODEL_SIZES",
+    "Message",
+    "Step",
+    "TEMPLATES",
+    "Template",
+    "Tokenizer",
+    "TrainConfig",
     "__version__",
+    "train",
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
@@ -13,6 +13,7 @@ from gpt2chat.data import pairs_to_messages
 from gpt2chat.errors import ConfigError
 from gpt2chat.generation import Decoder, stream_text
 from gpt2chat.hardware import pick_device, pick_dtype
+from gpt2chat.model import MODEL_SIZES
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.tokenizer import Tokenizer
 
@@ -59,7 +60,7 @@ class GPT2Chatbot:
 
     def use(self, loaded: Checkpoint) -> None:
         """Talk with a checkpoint that is in memory."""
-        wanted = pretrained.MODEL_SIZES.get(pretrained.canonical_name(self.model_name))
+        wanted = MODEL_SIZES.get(pretrained.canonical_name(self.model_name))
         if self._loaded is None and wanted not in (None, loaded.config):
             self._notice(f"the file holds another size than {self.model_name}; using {pretrained.describe(loaded)}")
         device = pick_device(self._device)
@@ -106,27 +107,30 @@ class GPT2Chatbot:
         """Answer `text` and remember both; the options are those of `GenerationConfig`, for this answer alone."""
         return "".join(self.stream(text, **options))
 
-    def stream(self, text: str, **options: object) -> Iterator[str]:
+    def stream(self, text: str, **options: object) -> Generator[str, None, None]:
         """Answer piece by piece. Both turns are remembered at the end, also when the reader stops early."""
-        generation = self._generation(options)
-        messages = [*self.messages, Message("user", _text(text))]
+        return self._answer([*self.messages, Message("user", _text(text))], self._generation(options))
+
+    def _answer(self, messages: list[Message], generation: GenerationConfig) -> Generator[str, None, None]:
         pieces: list[str] = []
 
-        def answer() -> Iterator[str]:
-            stream = self.complete(messages, generation)
-            try:
-                for piece in stream:
-                    pieces.append(piece)
-                    yield piece
-                self.messages = [*messages, Message("assistant", "".join(pieces))]
-            except GeneratorExit:
-                stream.close()
-                self.messages = [*messages, Message("assistant", "".join(pieces))]
-                raise
+        def remember() -> None:
+            self.messages = [*messages, Message("assistant", "".join(pieces))]
 
-        return answer()
+        try:
+            for piece in self.complete(messages, generation):
+                pieces.append(piece)
+                yield piece
+        except Exception:
+            raise  # nothing was said, nothing is remembered
+        except BaseException:  # the reader left, or Ctrl-C
+            remember()
+            raise
+        remember()
 
-    def complete(self, messages: Conversation, generation: GenerationConfig | None = None) -> Iterator[str]:
+    def complete(
+        self, messages: Conversation, generation: GenerationConfig | None = None
+    ) -> Generator[str, None, None]:
         """Answer a conversation given as a whole; remembers nothing. Its system messages replace `system`."""
         generation = generation or self.generation
         loaded, decoder = self._ready()
@@ -159,4 +163,3 @@ def _text(text: object) -> str:
     if not isinstance(text, str) or not text.strip():
         raise ConfigError(f"message: expected text, got {text!r}")
     return text.strip()
-

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,7 +196,8 @@ def _text_blocks(text: str, tokenizer: Tokenizer, size: int) -> list[Example]:
     """Cut a text into blocks that overlap by one id, so that every id but the first is a target once."""
     ids = [*tokenizer.encode(text), tokenizer.end_id]
     starts = range(0, max(1, len(ids) - 1), size - 1)
-    return [Example(np.array(ids[s : s + size], np.uint16), np.ones(len(ids[s : s + size]), bool)) for s in starts]
+    blocks, every = [array("H", ids[start : start + size]) for start in starts], [True] * size
+    return [Example(block, every if len(block) == size else every[: len(block)]) for block in blocks]
 
 
 def split(

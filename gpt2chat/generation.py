@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 
 import torch
 
@@ -118,10 +118,12 @@ class StopFilter:
         return 0
 
 
-def stream_text(ids: Iterable[int], decoder: StreamDecoder, stop: Iterable[str], lead: str = "") -> Iterator[str]:
+def stream_text(
+    ids: Iterable[int], decoder: StreamDecoder, stop: Iterable[str], lead: str = ""
+) -> Generator[str, None, None]:
     """Turn a stream of ids into whole characters: without `lead` at the start, ended by the first stop string.
 
-    Closing the returned iterator closes `ids`, so a reader that leaves ends the computation.
+    A reader that leaves ends the computation: nothing is drawn ahead.
     """
     stops, begun = StopFilter(stop), False
     for token in ids:

@@ -18,7 +18,8 @@ ROUND = 64  # positions are filled up to a multiple of this: a few sizes of logi
 class Batch:
     """Rows of documents: ids, labels, positions (B, T) and, where a row holds several, the mask (B, 1, T, T).
 
-    `labels[b, t]` is the id that should follow `input_ids[b, t]`, or -100. `tokens` counts the ids that are not padding.
+    `labels[b, t]` is the id that should follow `input_ids[b, t]`, or -100. `tokens` counts the ids
+    that are not padding.
     """
 
     input_ids: Tensor

@@ -143,7 +143,7 @@ def read_config(path: Path) -> GPT2Config:
         n_layer=data.get("n_layer", 12),
         n_head=data.get("n_head", 12),
         n_embd=n_embd,
-        n_ctx=data.get("n_positions", data.get("n_ctx", 1024)),
+        n_ctx=data.get("n_positions") or data.get("n_ctx") or 1024,
         vocab_size=data.get("vocab_size", 50257),
         layer_norm_epsilon=data.get("layer_norm_epsilon", 1e-5),
     )

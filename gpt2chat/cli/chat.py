@@ -68,13 +68,14 @@ def chat_command(checkpoint: str | None, prompt: str | None, model: str | None, 
 
 def open_model(bot: GPT2Chatbot, checkpoint: str | None, model: str | None) -> None:
     """Load what the user named, or the newest of their own, or the demo; say which."""
+    from gpt2chat import checkpoint as checkpoints
     from gpt2chat import pretrained
 
     own = Path("trained_model.pt")
     if checkpoint is None and model is None:
         checkpoint, why = (str(own), "it is in this folder") if own.exists() else (None, "no trained_model.pt is here")
         say(f"using {checkpoint or 'the demo model'}: {why}")
-    loaded = pretrained.load(model or "demo") if checkpoint is None else pretrained.checkpoint.load(checkpoint)
+    loaded = pretrained.load(model or "demo") if checkpoint is None else checkpoints.load(checkpoint)
     bot.use(loaded)
     say(pretrained.describe(loaded))
 
@@ -147,7 +148,7 @@ def _turn(bot: GPT2Chatbot, line: str, interactive: bool) -> None:
             say(f"\n{error}")
             return
         except Interrupted as interrupt:
-            stream.close()  # type: ignore[attr-defined]
+            stream.close()
             say(" [stopped]")
             if not interactive:
                 raise interrupt

@@ -23,7 +23,9 @@ FILE = click.Path(path_type=Path)
 @click.option("--show", type=click.IntRange(0), default=3, help="Print so many wrong answers.")
 @device_options("float32")
 @reports_errors
-def evaluate_command(checkpoint: str, conversation_file: tuple[Path, ...], text_file: tuple[Path, ...], **o: Any) -> None:
+def evaluate_command(
+    checkpoint: str, conversation_file: tuple[Path, ...], text_file: tuple[Path, ...], **o: Any
+) -> None:
     """Measure CHECKPOINT (a .pt file or a model's name): perplexity on text, exact answers on pairs.
 
     Answers are greedy. Perplexity is per token and per UTF-8 byte, with a sliding window of the whole context.

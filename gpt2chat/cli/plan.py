@@ -151,7 +151,7 @@ def _prepare(
             ids = sum(len(example.ids) for example in kept[-1])
             out = f", {sum(map(len, validation))} held out to validate" if validation else ", none held out"
             lines.append(f"{len(kept[-1])} {kind} of {ids} tokens{out}")
-    dataset = Dataset(*kept, text_share=options["text_share"])
+    dataset = Dataset(kept[0], kept[1], text_share=options["text_share"])
     if not dataset.examples:
         raise ConfigError("val_fraction: nothing is left to train on; hold out less")
     longest = max(len(example.ids) for example in dataset.examples)
@@ -188,7 +188,9 @@ def _config(options: dict[str, Any], base: Checkpoint, data: _Data) -> tuple[Tra
         config = dataclasses.replace(config, epochs=epochs)
         lines.append(f"epochs: {epochs}, so that there are about {epochs * steps} steps (--epochs changes it)")
     if options["learning_rate"] is None:
-        lines.append(f"learning rate: {config.learning_rate:.1e}, for a model of this size (--learning_rate changes it)")
+        lines.append(
+            f"learning rate: {config.learning_rate:.1e}, for a model of this size (--learning_rate changes it)"
+        )
     ids = sum(len(example.ids) for example in data.dataset.examples)
     if ids < data.row_tokens:
         lines.append(f"warning: only {ids} tokens to learn from; the model will repeat them rather than learn to talk")
@@ -212,7 +214,7 @@ def _plain(value: Any) -> Any:
 def _about(options: dict[str, Any], base: Checkpoint, hashes: dict[str, str], dtype: torch.dtype) -> dict[str, Any]:
     return {
         "name": f"{options['save_path'].name}, trained from {base.about.get('name') or base.about.get('base')}",
-        "data_sha256": hashes,
+        "data_sha256": {Path(name).name: digest for name, digest in hashes.items()},
         "gpt2chat": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),

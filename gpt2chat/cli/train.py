@@ -45,7 +45,7 @@ FILE = click.Path(path_type=Path)
 @device_options("auto")
 @click.pass_context
 @reports_errors
-def train_command(context: click.Context, **options: Any) -> None:
+def train_command(context: click.Context, /, **options: Any) -> None:
     """Fine-tune a GPT-2 on text files, conversations or both, and save one .pt file.
 
     Only the bot's words are trained in conversations, every word in texts.

@@ -1,0 +1,453 @@
+"""Files become examples and batches whole: nothing is dropped without a word, nothing leaks between documents."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2chat.conversation import TEMPLATES, Example, Message, render
+from gpt2chat.data import (
+    MAX_JOINED,
+    Dataset,
+    Record,
+    Report,
+    collate,
+    epoch_batches,
+    epoch_rows,
+    pack,
+    pairs_to_messages,
+    read_conversations,
+    read_text,
+    render_records,
+    split,
+)
+from gpt2chat.errors import DataError
+from gpt2chat.loss import IGNORE
+from gpt2chat.tokenizer import END_OF_TEXT, Tokenizer
+
+CHAT = TEMPLATES["chat"]
+PAD = 50256
+SEEDS = st.integers(0, 2**16)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+)
+PAIR = st.fixed_dictionaries({"user": st.text("ab \n", max_size=2), "bot": st.text("ab \t", max_size=2)})
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def pair(user: str, bot: str) -> dict[str, str]:
+    return {"user": user, "bot": bot}
+
+
+def contents(records: Sequence[Record]) -> list[Any]:
+    return [r.content if isinstance(r.content, str) else tuple(m.content for m in r.content) for r in records]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that outlives one example of hypothesis."""
+    return tmp_path_factory.mktemp("data")
+
+
+# -- pairs ---------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_become_messages_in_order(tmp_path: Path) -> None:
+    report = Report()
+    path = write(tmp_path / "pairs.json", [pair(" hi ", "Hello\nyou 👋\n"), pair("bye", "日本")])
+    records = read_conversations(path, report)
+    assert [record.content for record in records] == [
+        (Message("user", "hi"), Message("assistant", "Hello\nyou 👋")),
+        (Message("user", "bye"), Message("assistant", "日本")),
+    ]
+    assert records[1].place == f"{path}: record 2"
+    assert report.lines() == []
+
+
+def test_a_byte_order_mark_changes_nothing(tmp_path: Path) -> None:
+    rows = json.dumps([pair("a", "b")])
+    (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf" + rows.encode())
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbftext")
+    assert contents(read_conversations(tmp_path / "bom.json", Report())) == [("a", "b")]
+    assert contents(read_text(tmp_path / "bom.txt")) == ["text"]
+
+
+def test_extra_keys_are_counted_and_named(tmp_path: Path) -> None:
+    report = Report()
+    rows = [pair("a", "b") | {"id": 7}, pair("c", "d"), pair("e", "f") | {"id": None}]
+    assert len(read_conversations(write(tmp_path / "p.json", rows), report)) == 3
+    assert report.lines() == ["2 records with the key 'id', which is not used: record 1, record 3"]
+
+
+def test_empty_sides_and_duplicates_are_left_out_and_named(tmp_path: Path) -> None:
+    report = Report()
+    rows = [pair("a", "b"), pair("", "b"), pair("a", " \n"), pair(" a", "b "), pair("a", "c"), pair("a", "b")]
+    assert contents(read_conversations(write(tmp_path / "p.json", rows), report)) == [("a", "b"), ("a", "c")]
+    assert report.lines() == [
+        "2 records without text on one side, left out: record 2, record 3",
+        "2 records that repeat an earlier one, used once: record 4, record 6",
+    ]
+
+
+def test_a_report_names_five_places_and_counts_all() -> None:
+    report = Report()
+    for number in range(7):
+        report.add("odd", f"record {number}")
+    assert report.lines() == ["7 odd: record 0, record 1, record 2, record 3, record 4, …"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('[{"user": "a",\n "bot": }]', ":2:9: not valid JSON"),
+        ('[{"user": "a", "bot": "b"}', ":1:27: not valid JSON"),
+        ("", ': expected a JSON list of {"user": str, "bot": str}, found an empty file'),
+        (" \n", "found an empty file"),
+        ("[]", "found an empty list"),
+        ({"user": "a", "bot": "b"}, "found a JSON dict"),
+        ("null", "found a JSON NoneType"),
+        ([{"question": "a", "answer": "b"}], ': record 1: expected {"user": str, "bot": str}, got {"question": "a"'),
+        ([pair("a", "b"), {"user": "a"}], ': record 2: expected {"user": str, "bot": str}, got {"user": "a"}'),
+        ([{"user": "a", "bot": 3}], 'record 1: expected {"user": str, "bot": str}, got {"user": "a", "bot": 3}'),
+        ([{"user": None, "bot": "b"}], "record 1: expected"),
+        (["a"], 'record 1: expected {"user": str, "bot": str}, got "a"'),
+        ('[{"user": "a", "user": "b", "bot": "c"}]', "the key 'user' stands twice in one record"),
+        ([pair("a", "b"), pair("a", f"b{END_OF_TEXT}")], f"record 2: bot: found {END_OF_TEXT}"),
+        ([pair("", "")], "expected at least one pair with text on both sides, found none"),
+        ("[" * 200_000, "nested too deeply"),
+        ('[{"user": "a", "bot": ' + "9" * 5000 + "}]", ": "),
+    ],
+)
+def test_a_faulty_pairs_file_is_refused_with_its_place(tmp_path: Path, content: object, said: str) -> None:
+    path = write(tmp_path / "pairs.json", content)
+    with pytest.raises(DataError) as caught:
+        read_conversations(path, Report())
+    assert str(caught.value).startswith(str(path))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("depth", [300, 600, 900, 980, 2_000, 100_000])
+def test_a_deeply_nested_value_is_a_data_error(tmp_path: Path, depth: int) -> None:
+    path = write(tmp_path / "deep.json", '[{"user": ' + "[" * depth + "]" * depth + ', "bot": "b"}]')
+    with pytest.raises(DataError):
+        read_conversations(path, Report())
+
+
+def test_a_long_wrong_record_is_shown_shortened(tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.json", [{"user": "a" * 500}])
+    with pytest.raises(DataError) as caught:
+        read_conversations(path, Report())
+    assert "..." in str(caught.value)
+    assert "a" * 100 not in str(caught.value)
+
+
+@given(rows=st.lists(JSON | PAIR, max_size=4) | JSON)
+def test_any_json_gives_records_or_a_data_error(folder: Path, rows: object) -> None:
+    try:
+        records = read_conversations(write(folder / "any.json", rows), Report())
+    except DataError as error:
+        assert str(folder / "any.json") in str(error)
+    else:
+        assert 0 < len(records) <= len(rows)  # type: ignore[arg-type]
+
+
+@given(data=st.binary(max_size=60))
+def test_any_bytes_give_records_or_a_data_error(folder: Path, data: bytes) -> None:
+    (folder / "any.bin").write_bytes(data)
+    for read in (lambda path: read_conversations(path, Report()), read_text):
+        try:
+            assert read(folder / "any.bin")
+        except DataError as error:
+            assert str(folder / "any.bin") in str(error)
+
+
+@given(rows=st.lists(PAIR, min_size=1, max_size=12))
+def test_every_pair_is_used_or_named(folder: Path, rows: list[dict[str, str]]) -> None:
+    report = Report()
+    try:
+        records = read_conversations(write(folder / "pairs.json", rows), report)
+    except DataError:
+        assert not any(row["user"].strip() and row["bot"].strip() for row in rows)
+        return
+    used = {int(record.place.rpartition(" ")[2]) for record in records}
+    named = [int(place.rpartition(" ")[2]) for places in report.found.values() for place in places]
+    assert sorted([*used, *named]) == list(range(1, len(rows) + 1))
+    clean = [(row["user"].strip(), row["bot"].strip()) for row in rows]
+    assert contents(records) == list(dict.fromkeys(both for both in clean if all(both)))
+
+
+@pytest.mark.parametrize("bad", [{"user": "a"}, {}, "a", None, 3, ["a", "b"], {"user": b"a", "bot": "b"}, object()])
+def test_a_bad_entry_given_in_python_is_a_data_error_with_its_index(bad: object) -> None:
+    with pytest.raises(DataError, match="example 1: expected"):
+        pairs_to_messages([pair("a", "b"), bad])
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("read", [read_text, lambda path: read_conversations(path, Report())], ids=["text", "pairs"])
+def test_a_missing_file_a_folder_and_bad_bytes_are_refused_with_their_place(tmp_path: Path, read: Any) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        read(tmp_path / "missing")
+    with pytest.raises(DataError, match="expected a file, found a folder"):
+        read(tmp_path)
+    (tmp_path / "latin").write_bytes(b"one\ntwo \xe9\nthree")
+    with pytest.raises(DataError, match=r"latin:2: expected UTF-8, found byte 0xe9: .*iconv"):
+        read(tmp_path / "latin")
+
+
+def test_a_bad_byte_after_a_byte_order_mark_is_named_with_its_own_line(tmp_path: Path) -> None:
+    (tmp_path / "bom").write_bytes(b"\xef\xbb\xbfa\n\xe9")
+    with pytest.raises(DataError, match=r"bom:2: expected UTF-8, found byte 0xe9"):
+        read_text(tmp_path / "bom")
+
+
+def test_the_end_marker_inside_a_text_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "text.txt", f"one\ntwo\nthree {END_OF_TEXT}\n")
+    with pytest.raises(DataError, match=r"text\.txt:3: found <\|endoftext\|>.*--text_separator"):
+        read_text(path)
+    assert contents(read_text(path, END_OF_TEXT)) == ["one\ntwo\nthree "]
+    separated = write(tmp_path / "parts.txt", f"one\n---\ntwo\n{END_OF_TEXT}")
+    with pytest.raises(DataError, match=r"parts\.txt:4: found"):
+        read_text(separated, "---\n")
+
+
+@pytest.mark.parametrize("name", ["a{0}.txt", "a{b}.txt", "a{.txt"])
+def test_a_file_name_with_braces_is_only_a_name(tmp_path: Path, name: str) -> None:
+    assert contents(read_text(write(tmp_path / name, "text"))) == ["text"]
+    with pytest.raises(DataError) as caught:
+        read_text(write(tmp_path / name, END_OF_TEXT))
+    assert str(caught.value).startswith(f"{tmp_path / name}:1: found")
+    with pytest.raises(DataError) as caught:
+        read_conversations(write(tmp_path / name, [pair("a", END_OF_TEXT)]), Report())
+    assert str(caught.value).startswith(f"{tmp_path / name}: record 1: bot: found")
+
+
+def test_a_separator_cuts_a_text_into_documents_with_their_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "text.txt", "one\nmore\n===\ntwo\n===\n \n===\nthree\n")
+    records = read_text(path, "===\n")
+    assert contents(records) == ["one\nmore", "two", "three"]
+    assert [record.place for record in records] == [f"{path}:1", f"{path}:4", f"{path}:8"]
+    assert contents(read_text(path)) == ["one\nmore\n===\ntwo\n===\n \n===\nthree"]
+
+
+@pytest.mark.parametrize("content", ["", " \n\n", "==="])
+def test_a_text_without_text_is_refused(tmp_path: Path, content: str) -> None:
+    with pytest.raises(DataError, match="expected text, found none"):
+        read_text(write(tmp_path / "text.txt", content), "===")
+
+
+# -- examples ------------------------------------------------------------------------------------------------------
+
+
+@given(text=st.text(min_size=1, max_size=200), size=st.integers(2, 24))
+def test_every_id_of_a_text_but_the_first_is_a_target_exactly_once(tokenizer: Tokenizer, text: str, size: int) -> None:
+    [blocks] = render_records([Record("t:1", text)], CHAT, tokenizer, size, "error", Report())
+    ids = [*tokenizer.encode(text), tokenizer.end_id]
+    assert all(len(block.ids) <= size for block in blocks)
+    assert [int(i) for n, block in enumerate(blocks) for i in block.ids[min(n, 1) :]] == ids
+    labels = collate([[block] for block in blocks], PAD).labels
+    assert labels[labels != IGNORE].tolist() == ids[1:]
+
+
+def test_a_conversation_is_one_example_that_learns_the_answer_and_its_end(tokenizer: Tokenizer) -> None:
+    record = Record("p: record 1", (Message("user", "hi"), Message("assistant", "Hello you")))
+    [[example]] = render_records([record], CHAT, tokenizer, 128, "error", Report())
+    assert example == render(record.content, CHAT, tokenizer)  # type: ignore[arg-type]
+    taught = [i for i, trained in zip(example.ids, example.loss_mask, strict=True) if trained]
+    assert taught == [*tokenizer.encode(" Hello you"), tokenizer.end_id]
+    assert example.joinable
+
+
+def test_a_conversation_that_is_too_long_is_refused_skipped_or_cut(tokenizer: Tokenizer) -> None:
+    short = Record("p: record 1", (Message("user", "hi"), Message("assistant", "yes")))
+    long = Record("p: record 2", (Message("user", "hi"), Message("assistant", "yes " * 40)))
+    mute = Record("p: record 3", (Message("user", "hi " * 40), Message("assistant", "yes")))
+    whole = render(long.content, CHAT, tokenizer)  # type: ignore[arg-type]
+
+    with pytest.raises(DataError, match=rf"p: record 2: expected at most 20 tokens with markers, got {len(whole.ids)}"):
+        render_records([short, long], CHAT, tokenizer, 20, "error", Report())
+    assert len(render_records([long], CHAT, tokenizer, len(whole.ids), "error", Report())) == 1
+
+    report = Report()
+    assert len(render_records([short, long, mute], CHAT, tokenizer, 20, "skip", report)) == 1
+    assert report.lines() == ["2 records of more than 20 tokens, skip: record 2, record 3"]
+
+    report = Report()
+    kept = render_records([short, long, mute], CHAT, tokenizer, 20, "cut", report)
+    assert len(kept) == 2
+    assert (kept[1][0].ids, kept[1][0].loss_mask) == (whole.ids[:20], whole.loss_mask[:20])
+    assert not kept[1][0].joinable  # it has lost its end token
+    assert [len(places) for places in report.found.values()] == [2, 1]
+    assert "record 3" in report.lines()[1]
+
+
+# -- splits and epochs ---------------------------------------------------------------------------------------------
+
+
+def plain(length: int, first: int = 0, joinable: bool = False) -> Example:
+    return Example(list(range(first, first + length)), [True] * length, joinable)
+
+
+def numbered(sizes: Sequence[int]) -> list[list[Example]]:
+    """Documents of so many examples, each example with ids of its own."""
+    starts = np.cumsum([0, *sizes])
+    return [[plain(2, 2 * int(start + i)) for i in range(size)] for start, size in zip(starts, sizes, strict=False)]
+
+
+def keys(documents: Sequence[Sequence[Example]]) -> list[int]:
+    return [int(example.ids[0]) for document in documents for example in document]
+
+
+@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=24), fraction=st.floats(0, 0.9), seed=SEEDS)
+def test_a_split_is_disjoint_complete_and_by_whole_documents(sizes: list[int], fraction: float, seed: int) -> None:
+    documents = numbered(sizes)
+    train, held = split(documents, fraction, seed)
+    assert sorted(keys(train) + keys(held)) == keys(documents)
+    assert (train, held) == split(documents, fraction, seed)
+    if fraction == 0:
+        assert held == []
+    elif len(documents) >= 10:
+        assert all(document in documents for document in [*train, *held])
+        assert len(held) == max(1, round(fraction * len(documents)))
+    else:  # the end of each document
+        assert all(
+            max(keys([t]), default=-1) < min(keys([d])) + 2 * len(t) for t, d in zip(train, documents, strict=True)
+        )
+
+
+def test_another_seed_holds_out_other_documents() -> None:
+    documents = numbered([1] * 40)
+    assert len({tuple(keys(split(documents, 0.2, seed)[1])) for seed in range(5)}) > 1
+
+
+def test_an_epoch_without_a_share_holds_everything_once_in_a_new_order() -> None:
+    dataset = Dataset([plain(4)] * 20, [plain(9)] * 30)
+    orders = [dataset.epoch(number, seed) for number in (0, 1) for seed in (0, 1)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+    assert orders[0] == dataset.epoch(0, 0)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.9])
+def test_text_share_is_the_share_of_the_ids_that_is_text(share: float) -> None:
+    rng = random.Random(0)
+    conversations = [plain(rng.randint(5, 30)) for _ in range(400)]
+    texts = [plain(rng.randint(24, 32)) for _ in range(90)]
+    dataset = Dataset(conversations, texts, share)
+    drawn = set[int]()
+    for number in range(3):
+        order = dataset.epoch(number, 0)
+        counts = Counter(order)
+        assert all(counts[i] == 1 for i in range(400))
+        text = [counts[i] for i in range(400, 490)]
+        assert max(text) - min(text) <= 1
+        lengths = [len(dataset.examples[i].ids) for i in order]
+        of_text = sum(length for i, length in zip(order, lengths, strict=True) if i >= 400)
+        assert of_text / sum(lengths) == pytest.approx(share, rel=0.1)
+        assert order == dataset.epoch(number, 0)
+        drawn |= {i for i in order if i >= 400}
+    few = share * sum(len(e.ids) for e in conversations) / (1 - share) / 28
+    assert len(drawn) > min(89, 1.5 * few)  # drawn afresh each time
+
+
+# -- batches -------------------------------------------------------------------------------------------------------
+
+
+@given(lengths=st.lists(st.integers(1, 32), min_size=1, max_size=80), seed=SEEDS)
+def test_packing_places_every_index_once_and_no_row_is_too_long(lengths: list[int], seed: int) -> None:
+    order = list(range(len(lengths)))
+    random.Random(seed).shuffle(order)
+    rows = pack(lengths, order, 32)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    assert all(0 < sum(lengths[index] for index in row) <= 32 for row in rows)
+    assert rows == pack(lengths, order, 32)
+
+
+def test_packing_fills_rows() -> None:
+    rng = random.Random(0)
+    lengths = [rng.randint(5, 40) for _ in range(2000)]
+    assert len(pack(lengths, range(2000), 256)) <= 1.05 * sum(lengths) / 256
+
+
+@st.composite
+def documents_in_rows(draw: st.DrawFn) -> list[list[Example]]:
+    def document() -> Example:
+        length = draw(st.integers(1, 9))
+        ids = draw(st.lists(st.integers(0, 99), min_size=length, max_size=length))
+        mask = draw(st.lists(st.booleans(), min_size=length, max_size=length))
+        return Example(ids, mask, joinable=draw(st.booleans()))
+
+    return [[document() for _ in range(draw(st.integers(1, 7)))] for _ in range(draw(st.integers(1, 3)))]
+
+
+@given(rows=documents_in_rows(), join=st.sampled_from([0.0, 1.0]))
+def test_documents_in_a_row_neither_see_nor_foretell_each_other(rows: list[list[Example]], join: float) -> None:
+    batch = collate(rows, PAD, join)
+    width = batch.input_ids.size(1)
+    causal = torch.ones(width, width, dtype=torch.bool).tril()
+    seen = causal.expand(len(rows), width, width) if batch.mask is None else batch.mask[:, 0]
+    assert batch.tokens == sum(len(example.ids) for row in rows for example in row)
+    assert seen.any(-1).all()  # a position that sees nothing would become NaN
+    for r, row in enumerate(rows):
+        ids, labels, positions, segments, follow = [], [], [], [], 0
+        for i, example in enumerate(row):
+            joined = i > 0 and join == 1 and example.joinable and row[i - 1].joinable and follow < MAX_JOINED
+            follow = follow + 1 if joined else 1
+            begin = positions[-1] + 1 if joined else 0
+            segments += [segments[-1] if joined else i] * len(example.ids)
+            ids += example.ids
+            positions += range(begin, begin + len(example.ids))
+            nexts = zip(example.ids[1:], example.loss_mask[1:], strict=True)
+            labels += [*(i if trained else IGNORE for i, trained in nexts), IGNORE]
+        used = len(ids)
+        assert batch.input_ids[r].tolist() == ids + [PAD] * (width - used)
+        assert batch.labels[r].tolist() == labels + [IGNORE] * (width - used)
+        assert batch.positions[r, :used].tolist() == positions
+        segment = torch.tensor(segments + [-1] * (width - used))
+        assert torch.equal(seen[r, :used], (segment[:, None] == segment)[:used] & causal[:used])
+
+
+def test_pairs_join_into_one_conversation_of_at_most_four() -> None:
+    row = [plain(3, joinable=True)] * 6
+    assert collate([row], PAD, 1.0).positions[0, :18].tolist() == [*range(12), *range(6)]
+    assert collate([row], PAD, 0.0).positions[0, :18].tolist() == [*range(3)] * 6
+    starts = [
+        (collate([row] * 200, PAD, 0.5, random.Random(seed)).positions[:, 3:6] == torch.arange(3))
+        .all(-1)
+        .float()
+        .mean()
+        for seed in range(2)
+    ]
+    assert all(0.35 < float(start) < 0.65 for start in starts)
+
+
+def test_the_batches_of_an_epoch_hold_its_rows_and_depend_on_the_arguments_alone() -> None:
+    rng = random.Random(1)
+    dataset = Dataset([plain(rng.randint(3, 20), joinable=True) for _ in range(30)], [plain(16)] * 10, 0.4)
+
+    def batches(epoch: int, seed: int) -> list[list[Any]]:
+        made = epoch_batches(dataset, epoch, 48, 4, seed, 0.5, PAD)
+        return [[batch.input_ids.tolist(), batch.labels.tolist(), batch.positions.tolist()] for batch in made]
+
+    assert batches(1, 2) == batches(1, 2)
+    assert batches(1, 2) != batches(0, 2)
+    assert batches(1, 2) != batches(1, 3)
+    rows = epoch_rows(dataset, 1, 48, 2)
+    assert sorted(index for row in rows for index in row) == sorted(dataset.epoch(1, 2))
+    assert [len(ids) for ids, _, _ in batches(1, 2)] == [4] * (len(rows) // 4) + [len(rows) % 4] * (len(rows) % 4 > 0)

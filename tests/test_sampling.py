@@ -1,0 +1,155 @@
+"""Tokens are drawn as the reference draws them, reproducibly, from settings that are checked."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from gpt2chat.errors import ConfigError
+from gpt2chat.sampling import GenerationConfig, Sampler, filtered_probabilities, penalise
+
+VOCAB = 60
+SEEDS = st.integers(0, 2**32 - 1)
+NONE_SEEN = torch.tensor([], dtype=torch.long)
+
+
+def random_scores(seed: int, spread: float = 3.0) -> torch.Tensor:
+    return spread * torch.randn(VOCAB, generator=torch.Generator().manual_seed(seed))
+
+
+@given(
+    seed=SEEDS,
+    temperature=st.floats(0.1, 5),
+    top_k=st.integers(0, VOCAB + 5),
+    top_p=st.just(1.0) | st.floats(0.01, 0.99),
+    min_p=st.just(0.0) | st.floats(0.001, 1),
+)
+def test_probabilities_equal_the_reference(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    scores = random_scores(seed)
+    warpers = [TemperatureLogitsWarper(temperature)]
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    before = LogitsProcessorList(warpers)(None, scores[None])[0].double().softmax(-1)
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    if min_p:
+        warpers.append(MinPLogitsWarper(min_p))
+    # at the border itself rounding decides
+    assume(((before.sort(descending=True).values.cumsum(-1) - top_p).abs() > 1e-5).all() or top_p == 1)
+    assume(((before / before.max() - min_p).abs() > 1e-5).all() or min_p in (0, 1))
+    expected = LogitsProcessorList(warpers)(None, scores[None])[0].softmax(-1)
+    found = filtered_probabilities(
+        scores, GenerationConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    )
+    assert torch.equal(found > 0, expected > 0)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
+@given(seed=SEEDS, seen=st.lists(st.integers(0, VOCAB - 1), max_size=30), penalty=st.floats(0.01, 100))
+def test_the_repetition_penalty_equals_the_reference(seed: int, seen: list[int], penalty: float) -> None:
+    scores, ids = random_scores(seed), torch.tensor(seen, dtype=torch.long)
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(ids[None], scores[None].clone())[0]
+    given_scores = scores.clone()
+    torch.testing.assert_close(penalise(scores, ids, penalty), expected)
+    assert torch.equal(scores, given_scores)
+
+
+VALID = st.builds(
+    GenerationConfig,
+    temperature=st.floats(0, 100, exclude_min=True),
+    top_k=st.integers(0, 2 * VOCAB),
+    top_p=st.floats(0, 1, exclude_min=True),
+    min_p=st.floats(0, 1),
+    repetition_penalty=st.floats(0.01, 100),
+)
+
+
+@given(seed=SEEDS, config=VALID, spread=st.floats(0.1, 50))
+def test_every_accepted_setting_draws_from_probabilities(seed: int, config: GenerationConfig, spread: float) -> None:
+    scores = random_scores(seed, spread)
+    probabilities = filtered_probabilities(scores, config)
+    assert (probabilities >= 0).all()
+    assert float(probabilities.sum()) == pytest.approx(1, abs=1e-4)
+    assert probabilities[scores.argmax()] == probabilities.max()
+    assert 0 <= Sampler(config).sample(scores, torch.arange(5)) < VOCAB
+
+
+@pytest.mark.parametrize("changed", [{"temperature": 1e-40}, {"temperature": 5e-324}, {"top_p": 5e-324}])
+def test_the_smallest_settings_draw_the_likeliest_token(changed: dict[str, float]) -> None:
+    scores = random_scores(0)
+    assert Sampler(GenerationConfig(**changed)).sample(scores, NONE_SEEN) == scores.argmax()  # type: ignore[arg-type]
+
+
+@given(seed=SEEDS, top_k=st.integers(0, VOCAB), penalty=st.floats(0.5, 2))
+def test_temperature_zero_takes_the_likeliest(seed: int, top_k: int, penalty: float) -> None:
+    scores, seen = random_scores(seed), torch.arange(0, VOCAB, 3)
+    config = GenerationConfig(temperature=0, top_k=top_k, repetition_penalty=penalty)
+    assert Sampler(config).sample(scores, seen) == penalise(scores, seen, penalty).argmax()
+
+
+def draws(config: GenerationConfig, count: int = 50) -> list[int]:
+    sampler = Sampler(config)
+    return [sampler.sample(random_scores(number), NONE_SEEN) for number in range(count)]
+
+
+@given(seed=st.integers(0, 2**63 - 1))
+def test_equal_seeds_draw_equal_tokens(seed: int) -> None:
+    config = GenerationConfig(seed=seed, temperature=1)
+    torch.manual_seed(0)
+    first = draws(config, 10)
+    torch.manual_seed(1)
+    assert draws(config, 10) == first
+
+
+def test_other_seeds_and_no_seed_draw_other_tokens() -> None:
+    assert draws(GenerationConfig(seed=1, temperature=2)) != draws(GenerationConfig(seed=2, temperature=2))
+    assert draws(GenerationConfig(temperature=2)) != draws(GenerationConfig(temperature=2))
+
+
+def test_two_samplers_do_not_meet() -> None:
+    config = GenerationConfig(seed=3, temperature=2)
+    alone, first, second = draws(config, 20), Sampler(config), Sampler(config)
+    together = []
+    for number in range(20):
+        together.append(first.sample(random_scores(number), NONE_SEEN))
+        second.sample(random_scores(number + 100), NONE_SEEN)
+    assert together == alone
+
+
+def test_draws_follow_the_probabilities() -> None:
+    scores = torch.tensor([0.5, 0.3, 0.2]).log()
+    sampler = Sampler(GenerationConfig(temperature=1, seed=0))
+    counts = torch.bincount(torch.tensor([sampler.sample(scores, NONE_SEEN) for _ in range(4000)]), minlength=3)
+    torch.testing.assert_close(counts / 4000, scores.exp(), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("temperature", [-0.1, 101, math.nan, math.inf, True, "0.6", None]),
+        ("top_p", [0, -0.1, 1.1, math.nan, True, "1", None]),
+        ("min_p", [-0.1, 1.1, math.nan, False, "0", None]),
+        ("repetition_penalty", [0, -1, 101, math.nan, True, "1", None]),
+        ("top_k", [-1, 1.5, 50.0, True, math.nan, "50", None]),
+        ("max_new_tokens", [0, -1, 1.5, True, math.nan, "9", None]),
+        ("seed", [-1, 1.5, 2**63, True, math.nan, "1"]),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(name: str, values: list[object]) -> None:
+    for value in values:
+        with pytest.raises(ConfigError, match=f"^{name}: expected .*, got "):
+            GenerationConfig(**{name: value})  # type: ignore[arg-type]
