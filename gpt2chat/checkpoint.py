@@ -107,9 +107,10 @@ def _check_tensor(name: str, tensor: object, dtypes: tuple[torch.dtype, ...]) ->
 def save(checkpoint: Checkpoint, path: str | os.PathLike[str], compact: bool = False) -> None:
     """Write a checkpoint; `compact` stores matrices as int8. The old file stays until the new one is on the disk.
 
-    Raises CheckpointError when the file cannot be written; nothing half-written is left behind.
+    Raises CheckpointError when the file cannot be written, or would hold what `load` refuses; nothing half-written is
+    left behind.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+    weights = {name: _own_memory(tensor) for name, tensor in checkpoint.weights.items()}
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -122,8 +123,33 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str], compact: bool = F
         "history": checkpoint.history,
         "training": checkpoint.training,
     }
+    try:
+        check_weights(checkpoint.config, {name: _unpack(name, tensor) for name, tensor in weights.items()})
+        for name in ("about", "history", "training"):
+            _check_plain(content[name], name)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: not written: {error}") from error
     with atomic_writer(Path(path)) as file:
         torch.save(content, file)
+
+
+def _own_memory(tensor: Tensor) -> Tensor:
+    """Return the tensor on the CPU, dense, and without the rest of a larger memory that it is a view of."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _check_plain(value: object, place: str) -> None:
+    """Refuse what `torch.load(weights_only=True)` would refuse."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _check_plain(key, place)
+            _check_plain(entry, f"{place}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            _check_plain(entry, place)
+    elif type(value) not in (str, int, float, bool, type(None), Tensor):
+        raise CheckpointError(f"{place}: expected plain data, found {type(value).__name__}")
 
 
 @contextlib.contextmanager
@@ -283,6 +309,9 @@ def _message(entry: object) -> Message:
 
 def check_weights(config: GPT2Config, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Compare names and shapes with the network of `config`, and look for NaN and infinity."""
+    layers = len({name.split(".")[1] for name in weights if name.startswith("h.")})
+    if layers != config.n_layer:  # before a network of a claimed size is built
+        raise CheckpointError(f"weights: expected {config.n_layer} layers, found {layers}")
     expected = {name: tuple(tensor.shape) for name, tensor in GPT2.empty(config).state_dict().items()}
     missing, foreign = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
     if missing or foreign:

@@ -195,8 +195,8 @@ def fit(
 ) -> tuple[list[Message], int]:
     """Drop whole oldest turns until the prompt has at most `max_tokens` ids.
 
-    `pinned` (system prompt and custom examples) goes last: its oldest examples leave only when no earlier live turn
-    is left, its system prompt never. Returns the conversation and the number of dropped turns; raises ContextError
+    `pinned` (system prompt and custom examples) goes last: examples claim their room before earlier live turns, and
+    the system prompt never leaves. Returns the conversation and the number of dropped turns; raises ContextError
     when even the system prompt and the newest turn do not fit.
     """
     system = [message for message in pinned if message.role == "system"]
@@ -221,5 +221,10 @@ def fit(
             first += 1
         budget -= sum(lengths[first:])
         kept.append(group[first:])
-    dropped = len(examples) + len(old) - len(kept[0]) - len(kept[1])
-    return [*system, *(m for turn in [*kept[0], *kept[1]] for m in turn), *newest], dropped
+    while True:
+        turns_kept = [message for group in kept for turn in group for message in turn]
+        fitted = [*system, *turns_kept, *newest]
+        # Two questions in a row are encoded together, which can take more ids than apart.
+        if not turns_kept or len(render_prompt(fitted, template, tokenizer)) <= max_tokens:
+            return fitted, len(examples) + len(old) - sum(map(len, kept))
+        (kept[1] or kept[0]).pop(0)

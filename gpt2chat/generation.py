@@ -95,10 +95,10 @@ class StopFilter:
         if self.stopped:
             return ""
         self._held += text
-        found = [place for string in self.stop if (place := self._held.find(string)) >= 0]
-        if found:
+        found = [(at + len(string), at) for string in self.stop if (at := self._held.find(string)) >= 0]
+        if found:  # the string that was complete first wins, however the text arrived
             self.stopped = True
-            out, self._held = self._held[: min(found)], ""
+            out, self._held = self._held[: min(found)[1]], ""
             return out
         keep = max((self._overlap(string) for string in self.stop), default=0)
         cut = len(self._held) - keep
@@ -123,18 +123,34 @@ def stream_text(
 ) -> Generator[str, None, None]:
     """Turn a stream of ids into whole characters: without `lead` at the start, ended by the first stop string.
 
-    A reader that leaves ends the computation: nothing is drawn ahead.
+    However the stream ends, `ids` is closed, and with it the computation.
     """
-    stops, begun = StopFilter(stop), False
-    for token in ids:
-        text = stops.push(decoder.push(token))
-        if text and not begun:
-            text, begun = text.removeprefix(lead), True
-        if text:
+    stops, unlead = StopFilter(stop), _LeadFilter(lead)
+    try:
+        for token in ids:
+            if text := unlead.push(stops.push(decoder.push(token))):
+                yield text
+            if stops.stopped:
+                break
+        if text := unlead.push(stops.push(decoder.flush()) + stops.flush()) + unlead.flush():
             yield text
-        if stops.stopped:
-            return
-    text = stops.push(decoder.flush()) + stops.flush()
-    text = text if begun else text.removeprefix(lead)
-    if text:
-        yield text
+    finally:
+        if isinstance(ids, Generator):
+            ids.close()
+
+
+class _LeadFilter:
+    """Removes a prefix from a stream of text, however it is cut into pieces."""
+
+    def __init__(self, lead: str) -> None:
+        self._lead, self._held = lead, ""
+
+    def push(self, text: str) -> str:
+        self._held += text
+        if len(self._held) < len(self._lead) and self._lead.startswith(self._held):
+            return ""
+        return self.flush()
+
+    def flush(self) -> str:
+        out, self._held, self._lead = self._held.removeprefix(self._lead), "", ""
+        return out

@@ -38,6 +38,9 @@ class GPT2Config:
                 raise ConfigError(f"{field}: expected a whole number above 0, got {value!r}")
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_embd: expected a multiple of n_head ({self.n_head}), got {self.n_embd}")
+        for field in ("dropout", "layer_norm_epsilon"):
+            if type(getattr(self, field)) not in (int, float):
+                raise ConfigError(f"{field}: expected a number, got {getattr(self, field)!r}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout: expected 0 <= dropout < 1, got {self.dropout!r}")
         if not 0 < self.layer_norm_epsilon < 1:

@@ -137,7 +137,7 @@ def read_config(path: Path) -> GPT2Config:
         if data.get(key, expected) != expected:
             raise WeightsError(f"{path}: {key}: expected {expected!r} as in GPT-2, found {data[key]!r}")
     n_embd = data.get("n_embd", 768)
-    if data.get("n_inner") not in (None, 4 * n_embd):
+    if type(n_embd) is int and data.get("n_inner") not in (None, 4 * n_embd):
         raise WeightsError(f"{path}: n_inner: expected {4 * n_embd} as in GPT-2, found {data['n_inner']!r}")
     return GPT2Config(
         n_layer=data.get("n_layer", 12),

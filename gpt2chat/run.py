@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from gpt2chat.generation import Decoder, stream_text
 from gpt2chat.model import GPT2
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.tokenizer import Tokenizer
-from gpt2chat.training import Step, mean_loss, weights_of
+from gpt2chat.training import Step, mean_loss
 
 SAVE_SECONDS = 600.0  # how often the state to resume from is written
 HISTORY_ROWS = 2000  # a checkpoint keeps at most so many steps of its history
@@ -181,7 +182,7 @@ class Run:
         if self.best is not None:
             about["validation_loss"] = self.best
         return dataclasses.replace(
-            self.base, weights=weights_of(self.model), about=about, history=list(self.history), training=training
+            self.base, weights=self.model.state_dict(), about=about, history=list(self.history), training=training
         )
 
     def save_best(self) -> None:
@@ -202,10 +203,10 @@ class Run:
         self._saved = time.monotonic()
 
     def finish(self) -> None:
-        """Write the final files: the last state, and the checkpoint for use unless validation chose an earlier one."""
-        self.save_last()
+        """Write the final files: the checkpoint for use unless validation chose an earlier one, and the last state."""
         if self.best is None:
             self.save_best()
+        self.save_last()
 
 
 def _first_tokens(examples: Sequence[Example], limit: int) -> list[Example]:
@@ -221,6 +222,17 @@ def _first_tokens(examples: Sequence[Example], limit: int) -> list[Example]:
 def _write_text(path: Path, text: str) -> None:
     with checkpoint.atomic_writer(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def check_room(files: RunFiles, parameters: int) -> None:
+    """Compare the free disk space with what a run writes; raises CheckpointError before any work is lost."""
+    needed = parameters * 4 * 4 * 2  # weights for use; weights and AdamW's two moments; each beside its predecessor
+    free = shutil.disk_usage(files.best.parent).free
+    if free < needed:
+        raise CheckpointError(
+            f"{files.best.parent}: expected {needed / 1e9:.1f} GB free for the checkpoints of this model, found "
+            f"{free / 1e9:.1f} GB: free some, or pass another --save_path"
+        )
 
 
 def check_writable(files: RunFiles) -> None:

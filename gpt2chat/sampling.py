@@ -87,14 +87,14 @@ def filtered_probabilities(scores: Tensor, config: GenerationConfig) -> Tensor:
 
     Ties at the border of top_k are kept, as the order among equals has no meaning.
     """
-    scores = scores / config.temperature
+    scores = (scores - scores.max()) / max(config.temperature, 1e-30)  # the likeliest is 0: nothing overflows
     if 0 < config.top_k < scores.size(-1):
         kth = scores.topk(config.top_k).values[-1]
         scores = scores.masked_fill(scores < kth, -math.inf)
     if config.top_p < 1:
         ordered, order = scores.sort(descending=True)
         before = ordered.softmax(-1).cumsum(-1).roll(1)
-        before[0] = 0.0  # the likeliest token always stays
+        before[0] = -1.0  # the likeliest token always stays
         scores = scores.scatter(0, order, ordered.masked_fill(before >= config.top_p, -math.inf))
     if config.min_p > 0:
         scores = scores.masked_fill(scores < scores.max() + math.log(config.min_p), -math.inf)

@@ -6,7 +6,7 @@ import base64
 import codecs
 import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import resources
 
 import tiktoken
@@ -57,12 +57,13 @@ class Tokenizer:
         """
         return cls(_gpt2_encoding())
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 that tells two vocabularies apart; stored in every checkpoint."""
         digest = hashlib.sha256(f"{self.vocab_size} {self.end_id}".encode())
-        for token in self.encoding.token_byte_values():
-            digest.update(len(token).to_bytes(4, "little") + token)
+        for token in range(self.end_id):
+            spelled = self.encoding.decode_single_token_bytes(token)
+            digest.update(len(spelled).to_bytes(4, "little") + spelled)
         return digest.hexdigest()
 
     def encode(self, text: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -96,7 +97,8 @@ def talk(bot: GPT2Chatbot) -> None:
     """Read messages until the end of input; answers go to stdout, everything else to stderr."""
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
-        import readline  # noqa: F401 - line editing for input()
+        with contextlib.suppress(ImportError):  # not on Windows, whose console edits lines by itself
+            import readline  # noqa: F401 - line editing for input()
 
         say("Type a message; /help shows the commands, Ctrl-D or exit leaves.")
     while True:

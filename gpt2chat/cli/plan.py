@@ -18,7 +18,7 @@ from gpt2chat.data import Dataset, Record, Report, read_conversations, read_text
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.hardware import pick_device, pick_dtype
 from gpt2chat.model import GPT2
-from gpt2chat.run import Run, RunFiles, check_writable, hash_file
+from gpt2chat.run import Run, RunFiles, check_room, check_writable, hash_file
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.training import Step, TrainConfig, count_steps, default_learning_rate, make_optimizer, train
 from gpt2chat.version import __version__
@@ -73,6 +73,7 @@ def make_plan(options: dict[str, Any]) -> Plan:
     hashes = {path.as_posix(): hash_file(path) for path in (*options["text_file"], *options["conversation_file"])}
     base = checkpoint.load(options["resume"]) if options["resume"] else pretrained.load(options["model"])
     base = dataclasses.replace(base, template=_template(options["template"], base.template))
+    check_room(files, sum(tensor.numel() for tensor in base.weights.values()))
     data = _prepare(options, base, records, report)
     config, lines = _config(options, base, data)
     device = pick_device(options["device"])

@@ -1,0 +1,76 @@
+"""Teach a model most pairs of a file and count how many held-out questions get exactly the right reply.
+
+    python benchmarks/exact_reply.py --data pairs.json --model demo -- --epochs 14 --batch_size 8
+
+What follows `--` goes to train_chatbot.py. The questions held out are chosen by seed before anything is trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def split(data: Path, folder: Path, fraction: float, seed: int) -> tuple[Path, Path]:
+    """Write train.json and heldout.json; return their paths."""
+    pairs = json.loads(data.read_text("utf-8"))
+    random.Random(seed).shuffle(pairs)
+    held = round(fraction * len(pairs))
+    paths = folder / "train.json", folder / "heldout.json"
+    for path, rows in zip(paths, (pairs[held:], pairs[:held]), strict=True):
+        path.write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
+    return paths
+
+
+def majority(train: Path, heldout: Path) -> float:
+    """Return the score of always giving the most frequent reply."""
+    reply, _ = Counter(row["bot"] for row in json.loads(train.read_text("utf-8"))).most_common(1)[0]
+    rows = json.loads(heldout.read_text("utf-8"))
+    return sum(row["bot"] == reply for row in rows) / len(rows)
+
+
+def main() -> None:
+    """Split, train, evaluate; print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--fraction", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="Copy the checkpoint here.")
+    parser.add_argument("train", nargs="*", metavar="-- OPTION", help="Options of train_chatbot.py.")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        train, heldout = split(arguments.data, folder, arguments.fraction, arguments.seed)
+        saved = arguments.keep or folder / "model.pt"
+        command = [
+            sys.executable,
+            str(ROOT / "train_chatbot.py"),
+            "--model",
+            arguments.model,
+            "--save_path",
+            str(saved),
+        ]
+        began = time.perf_counter()
+        subprocess.run([*command, "--conversation_file", str(train), *arguments.train], check=True)
+        seconds = time.perf_counter() - began
+        command = [sys.executable, "-m", "gpt2chat", "eval", str(saved), "--conversation_file", str(heldout), "--json"]
+        result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        scores = result["conversations"]
+        row = {"bench": "exact_reply", "model": arguments.model, "options": arguments.train}
+        row |= {"train_seconds": round(seconds), "heldout": scores["pairs"], "exact": scores["exact"]}
+        row |= {"stopped": scores["stopped"], "majority": round(majority(train, heldout), 4)}
+        print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()
