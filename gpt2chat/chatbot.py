@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import weakref
 from collections.abc import Callable, Generator, Sequence
 
 from gpt2chat import checkpoint, pretrained
@@ -48,6 +49,7 @@ class GPT2Chatbot:
         self._loaded: Checkpoint | None = None
         self._decoder: Decoder | None = None
         self._told_dropped = False
+        self._stream: weakref.ref[Generator[str, None, None]] | None = None
 
     # -- the model ---------------------------------------------------------------------------------------------
 
@@ -100,6 +102,7 @@ class GPT2Chatbot:
 
     def reset(self) -> None:
         """Forget the conversation; the system prompt and custom examples stay."""
+        self._end_stream()
         self.messages = []
         self._told_dropped = False
 
@@ -109,16 +112,26 @@ class GPT2Chatbot:
 
     def stream(self, text: str, **options: object) -> Generator[str, None, None]:
         """Answer piece by piece. Both turns are remembered at the end, also when the reader stops early."""
-        return self._answer([*self.messages, Message("user", _text(text))], self._generation(options))
+        question, generation = Message("user", _text(text)), self._generation(options)
+        self._end_stream()
+        stream = self._answer(question, generation)
+        self._stream = weakref.ref(stream)
+        return stream
 
-    def _answer(self, messages: list[Message], generation: GenerationConfig) -> Generator[str, None, None]:
+    def _end_stream(self) -> None:
+        """Close a stream that its reader left open: there is one conversation and one cache."""
+        stream = self._stream() if self._stream is not None else None
+        if stream is not None:
+            stream.close()
+
+    def _answer(self, question: Message, generation: GenerationConfig) -> Generator[str, None, None]:
         pieces: list[str] = []
 
         def remember() -> None:
-            self.messages = [*messages, Message("assistant", "".join(pieces))]
+            self.messages += [question, Message("assistant", "".join(pieces))]
 
         try:
-            for piece in self.complete(messages, generation):
+            for piece in self.complete([*self.messages, question], generation):
                 pieces.append(piece)
                 yield piece
         except Exception:

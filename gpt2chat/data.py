@@ -64,10 +64,10 @@ def read_utf8(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}:{line}: expected UTF-8, found byte 0x{data[error.start]:02x}: convert the file, for example "
-            f"iconv -f WINDOWS-1252 -t UTF-8 {path} > new.txt"
+            f"{path}:{line}: expected UTF-8, found byte 0x{error.object[error.start]:02x}: convert the file, for "
+            f"example iconv -f WINDOWS-1252 -t UTF-8 {path} > new.txt"
         ) from error
 
 
@@ -78,7 +78,7 @@ def read_text(path: Path, separator: str | None = None) -> list[Record]:
     records = []
     line = 1
     for part in parts:
-        _refuse_end_marker(part, f"{path}:{{line}}", line)
+        _refuse_end_marker(part, str(path), line)
         if part.strip():
             records.append(Record(f"{path}:{line}", part.strip("\n")))
         line += part.count("\n") + (separator or "").count("\n")
@@ -87,11 +87,12 @@ def read_text(path: Path, separator: str | None = None) -> list[Record]:
     return records
 
 
-def _refuse_end_marker(text: str, place: str, line: int = 1) -> None:
+def _refuse_end_marker(text: str, place: str, line: int | None = None) -> None:
     at = text.find(END_OF_TEXT)
     if at >= 0:
+        where = place if line is None else f"{place}:{line + text.count(chr(10), 0, at)}"
         raise DataError(
-            f"{place.format(line=line + text.count(chr(10), 0, at))}: found {END_OF_TEXT}, which gpt2chat adds by "
+            f"{where}: found {END_OF_TEXT}, which gpt2chat adds by "
             f'itself: remove it, or pass --text_separator "{END_OF_TEXT}" if it separates documents of a text'
         )
 
@@ -138,7 +139,7 @@ def read_conversations(path: Path, report: Report) -> list[Record]:
 def _pair(row: object, place: str, report: Report) -> tuple[str, str]:
     """The one place where the file format's `user` and `bot` become roles."""
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("user", "bot")):
-        shown = json.dumps(row, ensure_ascii=False)
+        shown = json.dumps(row, ensure_ascii=False, default=repr)
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         raise DataError(f'{place}: expected {{"user": str, "bot": str}}, got {shown}')
     for key in row.keys() - {"user", "bot"}:
@@ -153,6 +154,8 @@ def pairs_to_messages(pairs: Sequence[object]) -> list[Message]:
     report, messages = Report(), []
     for index, pair in enumerate(pairs):
         user, bot = _pair(pair, f"example {index}", report)
+        if not user or not bot:
+            raise DataError(f"example {index}: expected text on both sides, got {pair!r}")
         messages += [Message("user", user), Message("assistant", bot)]
     return messages
 
@@ -269,15 +272,21 @@ def pack(lengths: Sequence[int], order: Sequence[int], size: int) -> list[list[i
 
 
 def collate(
-    rows: Sequence[Sequence[Example]], pad_id: int, join: float = 0.0, rng: random.Random = random.Random(0)
+    rows: Sequence[Sequence[Example]],
+    pad_id: int,
+    join: float = 0.0,
+    rng: random.Random | None = None,
+    limit: int | None = None,
 ) -> Batch:
     """Lay documents out in rows: positions restart and attention ends at each document's border.
 
     Two single exchanges in a row become one conversation with probability `join`, so that a model taught on pairs
-    has seen earlier turns. Padding is masked from the loss.
+    has seen earlier turns. Padding is masked from the loss; it goes up to a multiple of 64, but not past `limit`.
     """
+    rng = rng or random.Random(0)
     used = [sum(len(example.ids) for example in row) for row in rows]
     width = -(-max(used) // 64) * 64  # a few shapes instead of many, so that memory is reused
+    width = max(max(used), min(width, limit or width))
     ids = np.full((len(rows), width), pad_id, np.int64)
     labels = np.full((len(rows), width), IGNORE, np.int64)
     positions = np.zeros((len(rows), width), np.int64)
@@ -286,12 +295,14 @@ def collate(
         at = begin = joined = number = 0
         for example in row:
             end = at + len(example.ids)
+            if end == at:
+                continue
             follows = example.joinable and 0 < joined < MAX_JOINED and rng.random() < join
             if not follows:
                 begin, joined, number = at, 0, number + 1
             joined = joined + 1 if example.joinable else 0
             ids[r, at:end] = example.ids
-            labels[r, at : end - 1] = np.where(example.loss_mask[1:], example.ids[1:], IGNORE)
+            labels[r, at : end - 1] = np.where(example.loss_mask[1:], ids[r, at + 1 : end], IGNORE)
             positions[r, at:end] = np.arange(at - begin, end - begin)
             segment[r, at:end] = number
             at = end
@@ -310,7 +321,8 @@ def epoch_batches(
     rows = epoch_rows(dataset, epoch, row_tokens, seed)
     rng = random.Random(f"{seed}/{epoch}/join")
     for start in range(0, len(rows), batch_size):
-        yield collate([[examples[i] for i in row] for row in rows[start : start + batch_size]], pad_id, join, rng)
+        chosen = [[examples[i] for i in row] for row in rows[start : start + batch_size]]
+        yield collate(chosen, pad_id, join, rng, limit=row_tokens)
 
 
 def epoch_rows(dataset: Dataset, epoch: int, row_tokens: int, seed: int) -> list[list[int]]:

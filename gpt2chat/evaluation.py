@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from gpt2chat.conversation import Conversation, Template, render, render_prompt
+from gpt2chat.errors import ConfigError
 from gpt2chat.generation import Decoder, stream_text
 from gpt2chat.model import GPT2
 from gpt2chat.sampling import GenerationConfig
@@ -64,7 +65,9 @@ def text_perplexity(model: GPT2, tokenizer: Tokenizer, text: str, stride: int | 
     """
     ids = [tokenizer.end_id, *tokenizer.encode(text)]
     n_ctx = model.config.n_ctx
-    stride = stride or n_ctx // 2
+    if stride is not None and stride < 1:
+        raise ConfigError(f"stride: expected a whole number of 1 or more, got {stride!r}")
+    stride = min(stride or n_ctx // 2, n_ctx - 1)
     nats, scored = 0.0, 1  # ids[:scored] have been scored; the end token needs none
     while scored < len(ids):
         end = min(len(ids), max(scored + stride, n_ctx))

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import torch
 from gpt2chat import checkpoint
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import Example, Message, render_prompt
-from gpt2chat.errors import CheckpointError, DataError
+from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.generation import Decoder, stream_text
 from gpt2chat.model import GPT2
 from gpt2chat.sampling import GenerationConfig
@@ -91,15 +93,23 @@ class Run:
     ) -> None:
         self.model, self.optimizer, self.base, self.files = model, optimizer, base, files
         self.validation = _first_tokens(validation, VALIDATION_TOKENS)
-        self.probes, self.row_tokens, self.dtype, self.patience = probes, row_tokens, dtype, patience
+        self.row_tokens, self.dtype, self.patience = row_tokens, dtype, patience
         self.settings = settings or {}
         self.tokenizer = Tokenizer.gpt2()
+        self.probes = {question: self._prompt(question) for question in probes}
         self.history: list[dict[str, Any]] = []
         self.number = 0
         self.best: float | None = None
         self.waited = 0
         self.evaluated = -1
         self._saved = time.monotonic()
+
+    def _prompt(self, question: str) -> list[int]:
+        """Render a probe question; raises ConfigError now rather than in the middle of training."""
+        prompt = render_prompt([Message("user", question)], self.base.template, self.tokenizer)
+        if len(prompt) >= self.model.config.n_ctx:
+            raise ConfigError(f"probe: expected under {self.model.config.n_ctx} tokens, got {len(prompt)}")
+        return prompt
 
     @property
     def finished_early(self) -> bool:
@@ -114,14 +124,15 @@ class Run:
             self.best, self.waited = training["best"], int(training["waited"])
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"{self.files.last}: its training state does not fit this model: {error}") from error
-        self.history = list(history)
-        rows = [row for row in self._metrics() if row["step"] <= self.number]
-        _write_text(self.files.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        self.history = [row for row in history if self._stands(row)]
+        for path in (self.files.metrics, self.files.samples):
+            if path.exists():
+                rows = [row for row in _rows(path) if self._stands(row)]
+                _write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
-    def _metrics(self) -> list[dict[str, Any]]:
-        if not self.files.metrics.exists():
-            return []
-        return [json.loads(line) for line in self.files.metrics.read_text("utf-8").splitlines()]
+    def _stands(self, row: dict[str, Any]) -> bool:
+        """Whether a row belongs to what the restored state has behind it; the rest will be done again."""
+        return bool(row["step"] <= (self.number if "loss" in row else self.evaluated))
 
     def begin(self) -> None:
         """Start afresh: an earlier run's metrics and samples under the same name are replaced."""
@@ -131,8 +142,8 @@ class Run:
     def record(self, step: Step) -> None:
         """Keep a step's figures, and now and then the state to resume from."""
         self.number = step.number
-        row = {"step": step.number, "loss": round(step.loss, 5), "learning_rate": step.learning_rate}
-        row |= {"gradient_norm": round(step.gradient_norm, 4), "tokens": step.tokens}
+        row = {"step": step.number, "loss": _finite(step.loss), "learning_rate": step.learning_rate}
+        row |= {"gradient_norm": _finite(step.gradient_norm), "tokens": step.tokens}
         row |= {"tokens_per_second": round(step.tokens / step.seconds, 1), "skipped": step.skipped}
         self._keep(row)
         if time.monotonic() - self._saved > SAVE_SECONDS:
@@ -150,8 +161,8 @@ class Run:
         loss, improved = None, False
         if self.validation:
             loss = mean_loss(self.model, self.validation, self.row_tokens, self.tokenizer.end_id, self.dtype)
-            improved = self.best is None or loss < self.best
-        answers = [(question, self._answer(question)) for question in self.probes]
+            improved = math.isfinite(loss) and (self.best is None or loss < self.best)
+        answers = [(question, self._answer(prompt)) for question, prompt in self.probes.items()]
         if improved:
             self.best, self.waited = loss, 0
             self.save_best()
@@ -159,7 +170,7 @@ class Run:
             self.waited += 1
         self.evaluated = self.number
         if loss is not None:
-            self._keep({"step": self.number, "validation_loss": round(loss, 5)})
+            self._keep({"step": self.number, "validation_loss": _finite(loss)})
         if answers:
             with self.files.samples.open("a", encoding="utf-8") as file:
                 for question, answer in answers:
@@ -167,10 +178,9 @@ class Run:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
         return Evaluation(self.number, loss, improved, answers)
 
-    def _answer(self, question: str) -> str:
+    def _answer(self, prompt: list[int]) -> str:
         """Answer greedily, so that two moments of training can be compared."""
         self.model.eval()
-        prompt = render_prompt([Message("user", question)], self.base.template, self.tokenizer)
         ids = Decoder(self.model).generate(
             prompt, GenerationConfig(temperature=0, max_new_tokens=60), {self.tokenizer.end_id}
         )
@@ -207,6 +217,18 @@ class Run:
         if self.best is None:
             self.save_best()
         self.save_last()
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return round(value, 5) if math.isfinite(value) else None
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Read JSON lines; a last line that a killed run left half-written is passed over."""
+    for line in path.read_text("utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)
 
 
 def _first_tokens(examples: Sequence[Example], limit: int) -> list[Example]:

@@ -55,9 +55,12 @@ class TrainConfig:
         for name, high in limits.items():
             value = getattr(self, name)
             positive = name in ("learning_rate", "clip")
-            if not (0 <= value <= high) or (positive and value == 0):
+            number = type(value) in (int, float)
+            if not number or not 0 <= value <= high or (positive and value == 0):
                 low = "a number above 0" if positive else "a number from 0"
                 raise ConfigError(f"{name}: expected {low} to {high:g}, got {value!r}")
+        if type(self.seed) is not int or not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed: expected a whole number from 0 to 2^63 - 1, got {self.seed!r}")
         if self.accumulate > self.batch_size:
             raise ConfigError(f"accumulate: expected at most batch_size ({self.batch_size}), got {self.accumulate}")
 
@@ -154,7 +157,7 @@ def _take_step(
 ) -> Step:
     began = time.perf_counter()
     model.train()
-    torch.manual_seed(config.seed * 1_000_003 + number)  # dropout of this step
+    torch.manual_seed((config.seed * 1_000_003 + number) % 2**63)  # dropout of this step
     rate = learning_rate(number, total, config)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -192,10 +195,11 @@ def mean_loss(
     """Return the loss in nats per supervised token over `examples`, each seen alone."""
     model.eval()
     lengths = [len(example.ids) for example in examples]
-    rows = pack(lengths, range(len(examples)), max(row_tokens, *lengths))
+    size = max([row_tokens, *lengths])
+    rows = pack(lengths, range(len(examples)), size)
     total, targets = 0.0, 0
     for start in range(0, len(rows), 4):
-        batch = collate([[examples[i] for i in row] for row in rows[start : start + 4]], pad_id)
+        batch = collate([[examples[i] for i in row] for row in rows[start : start + 4]], pad_id, limit=size)
         if batch.targets:
             with autocast(model.device, dtype):
                 total += summed_loss(model, batch.to(model.device)).item()

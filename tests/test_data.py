@@ -423,6 +423,20 @@ def test_documents_in_a_row_neither_see_nor_foretell_each_other(rows: list[list[
         assert torch.equal(seen[r, :used], (segment[:, None] == segment)[:used] & causal[:used])
 
 
+def test_a_masked_id_is_never_a_target_whatever_holds_the_ids() -> None:
+    ids, mask = [5, 6, 7, 8], [True, False, True, False]
+    for example in (Example(ids, mask), Example(np.array(ids, np.uint16), np.array(mask))):
+        assert collate([[example]], PAD).labels[0, :4].tolist() == [IGNORE, 7, IGNORE, IGNORE]
+
+
+def test_an_empty_example_in_a_row_changes_nothing() -> None:
+    empty, full = Example([], []), plain(3, 1)
+    for row in ([empty, full], [full, empty], [empty, empty, full]):
+        batch = collate([row], PAD)
+        assert batch.labels[0, :4].tolist() == [2, 3, IGNORE, IGNORE]
+        assert batch.tokens == 3
+
+
 def test_pairs_join_into_one_conversation_of_at_most_four() -> None:
     row = [plain(3, joinable=True)] * 6
     assert collate([row], PAD, 1.0).positions[0, :18].tolist() == [*range(12), *range(6)]

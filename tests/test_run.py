@@ -16,7 +16,7 @@ from gpt2chat.chatbot import GPT2Chatbot
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import TEMPLATES, Example, Message, render
 from gpt2chat.data import Dataset
-from gpt2chat.errors import CheckpointError, DataError
+from gpt2chat.errors import CheckpointError, ConfigError, ContextError, DataError
 from gpt2chat.model import GPT2, GPT2Config
 from gpt2chat.run import HISTORY_ROWS, VALIDATION_TOKENS, Run, RunFiles, check_writable, hash_file
 from gpt2chat.tokenizer import Tokenizer
@@ -130,22 +130,37 @@ def test_without_validation_the_file_holds_the_last_weights(make_run: MakeRun) -
 def test_a_run_stops_early_after_as_many_validations_without_progress_as_asked(
     make_run: MakeRun, validation: list[Example]
 ) -> None:
-    patient, endless = make_run(validation=validation, patience=2), make_run(validation=validation)
-    for run in (patient, endless):
+    for patience in (2, 0):
+        run = make_run(validation=validation, patience=patience)
         run.begin()
         good = weights_of(run.model)
-        run.evaluate()
-        finished = []
-        for size in (0.5, 0.0, -0.001):  # worse, no better, better than the best
-            if size < 0:
-                run.model.load_state_dict(good)
-                with torch.no_grad():  # the end token and a space are what an answer needs first
-                    run.model.wte.weight.mul_(0.5)
-            else:
-                shake(run, size)
-            run.evaluate()
+        shake(run, 0.5)
+        assert run.evaluate().improved
+        shake(run, 0.5)
+        finished = [run.finished_early]
+        for weights in (None, None, good):  # worse, no better, better
+            if weights is not None:
+                run.model.load_state_dict(weights)
+            assert run.evaluate().improved == (weights is not None)
             finished.append(run.finished_early)
-        assert finished == ([False, True, False] if run is patient else [False] * 3)
+        assert finished == [False, False, patience == 2, False]
+
+
+def test_a_validation_loss_that_is_not_finite_is_never_the_best(make_run: MakeRun, validation: list[Example]) -> None:
+    run = make_run(validation=validation)
+    run.begin()
+    good = weights_of(run.model)
+    with torch.no_grad():
+        run.model.wte.weight.mul_(1e38)
+        run.model.ln_f.weight.mul_(1e38)
+    assert all(torch.isfinite(tensor).all() for tensor in run.model.state_dict().values())
+    bad = run.evaluate()
+    assert bad.validation_loss is not None and not math.isfinite(bad.validation_loss)
+    assert not bad.improved
+    run.model.load_state_dict(good)
+    assert run.evaluate().improved
+    assert same(checkpoint.load(run.files.best).weights, good)
+    assert len(rows(run.files.metrics)) == 2  # all of it JSON
 
 
 def test_validation_looks_at_no_more_than_its_share(make_run: MakeRun) -> None:
@@ -292,6 +307,11 @@ def test_the_answers_to_the_probes_are_written(make_run: MakeRun) -> None:
         {"step": 1, "question": question, "answer": answer} for question, answer in found.answers
     ]
     assert found.answers == run.evaluate().answers  # greedy
+
+
+def test_a_probe_that_does_not_fit_the_context_is_refused_before_training(make_run: MakeRun) -> None:
+    with pytest.raises((ConfigError, ContextError), match="probe"):
+        make_run(probes=["Hello", "word " * 200])
 
 
 def test_the_files_of_a_run_stand_beside_its_checkpoint(tmp_path: Path) -> None:

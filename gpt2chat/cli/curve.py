@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +13,8 @@ DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 
 def series(history: Sequence[dict[str, Any]]) -> tuple[Points, Points]:
     """Return (step, loss) of training and of validation."""
-    train = [(row["step"], row["loss"]) for row in history if math.isfinite(row.get("loss", math.nan))]
-    val = [(row["step"], row["validation_loss"]) for row in history if "validation_loss" in row]
+    train = [(row["step"], row["loss"]) for row in history if row.get("loss") is not None]
+    val = [(row["step"], row["validation_loss"]) for row in history if row.get("validation_loss") is not None]
     return train, val
 
 

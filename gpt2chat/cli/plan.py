@@ -13,7 +13,7 @@ import torch
 
 from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
-from gpt2chat.conversation import TEMPLATES, Template, template_named
+from gpt2chat.conversation import TEMPLATES, Example, Template, template_named
 from gpt2chat.data import Dataset, Record, Report, read_conversations, read_text, render_records, split
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.hardware import pick_device, pick_dtype
@@ -58,7 +58,7 @@ class Plan:
 @dataclass
 class _Data:
     dataset: Dataset
-    validation: list[Any]
+    validation: list[Example]
     row_tokens: int
     lines: list[str]
 
@@ -105,6 +105,8 @@ def _check(options: dict[str, Any]) -> None:
         value = options[name]
         if value is not None and value < low:
             raise ConfigError(f"{name}: expected a whole number of {low} or more, got {value!r}")
+    if options["text_share"] is not None and not (options["text_file"] and options["conversation_file"]):
+        raise ConfigError("text_share: expected both --text_file and --conversation_file, got one of them")
     if options["template"]:
         _template(options["template"], TEMPLATES["chat"])
     if options["patience"] and options["val_fraction"] == 0:
@@ -140,24 +142,30 @@ def _prepare(
     blocks = render_records(texts, base.template, tokenizer, block, "error", report)
     if not conversations and not blocks:
         raise DataError("nothing is left to learn from: " + "; ".join(report.lines()))
-    lines, kept, held = [], [], []
-    for kind, documents in (("conversations", conversations), ("text blocks", blocks)):
-        count = sum(len(document) for document in documents)
-        fraction = options["val_fraction"]
-        fraction = (0.05 if count >= LARGE else 0.0) if fraction is None else fraction
-        train_documents, validation = split(documents, fraction, options["seed"])
-        kept.append([example for document in train_documents for example in document])
-        held += [example for document in validation for example in document]
-        if documents:
-            ids = sum(len(example.ids) for example in kept[-1])
-            out = f", {sum(map(len, validation))} held out to validate" if validation else ", none held out"
-            lines.append(f"{len(kept[-1])} {kind} of {ids} tokens{out}")
-    dataset = Dataset(kept[0], kept[1], text_share=options["text_share"])
+    lines: list[str] = []
+    kept_pairs, held_pairs = _hold_out("conversations", conversations, options, lines)
+    kept_texts, held_texts = _hold_out("text blocks", blocks, options, lines)
+    dataset = Dataset(kept_pairs, kept_texts, text_share=options["text_share"])
     if not dataset.examples:
         raise ConfigError("val_fraction: nothing is left to train on; hold out less")
     longest = max(len(example.ids) for example in dataset.examples)
     row = min(n_ctx, max(block if blocks else TEXT_BLOCK, -(-longest // 64) * 64))
-    return _Data(dataset, held, row, lines + _mix_lines(dataset))
+    return _Data(dataset, [*held_pairs, *held_texts], row, lines + _mix_lines(dataset))
+
+
+def _hold_out(
+    kind: str, documents: list[list[Example]], options: dict[str, Any], lines: list[str]
+) -> tuple[list[Example], list[Example]]:
+    """Split off what validates: as much as asked for, else a twentieth of large data and nothing of small."""
+    fraction = options["val_fraction"]
+    if fraction is None:
+        fraction = 0.05 if sum(map(len, documents)) >= LARGE else 0.0
+    kept, held = split(documents, fraction, options["seed"])
+    if documents:
+        out = f"{sum(map(len, held))} held out to validate" if held else "none held out"
+        ids = sum(len(example.ids) for document in kept for example in document)
+        lines.append(f"{sum(map(len, kept))} {kind} of {ids} tokens, {out}")
+    return [example for document in kept for example in document], [e for document in held for e in document]
 
 
 def _mix_lines(dataset: Dataset) -> list[str]:
@@ -182,7 +190,7 @@ def _config(options: dict[str, Any], base: Checkpoint, data: _Data) -> tuple[Tra
         join=options["join"],
         seed=options["seed"],
     )
-    steps = count_steps(dataclasses.replace(data.dataset), dataclasses.replace(config, epochs=1))[0]
+    steps = count_steps(data.dataset, dataclasses.replace(config, epochs=1))[0]
     if options["epochs"] is None:
         kind = "conversations" if data.dataset.conversations else "texts"
         epochs = min(MOST_EPOCHS[kind], max(1, -(-ENOUGH_STEPS[kind] // steps)))
