@@ -42,7 +42,7 @@ class GPT2Chatbot:
         self.system = system
         self.messages: list[Message] = []
         self.tokenizer = Tokenizer.gpt2()
-        self._template_name = template
+        self._template = template_named(template) if template else None
         self._device, self._dtype = device, dtype
         self._notice = notice or (lambda line: None)
         self._examples: list[Message] = []  # of this object, kept over load_model
@@ -81,7 +81,7 @@ class GPT2Chatbot:
     @property
     def template(self) -> Template:
         """The template in use: the one asked for, else the checkpoint's."""
-        return template_named(self._template_name) if self._template_name else self._ready()[0].template
+        return self._template or self._ready()[0].template
 
     @property
     def decoder(self) -> Decoder:

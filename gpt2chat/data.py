@@ -206,15 +206,19 @@ def _text_blocks(text: str, tokenizer: Tokenizer, size: int) -> list[Example]:
 def split(
     documents: Sequence[list[Example]], fraction: float, seed: int
 ) -> tuple[list[list[Example]], list[list[Example]]]:
-    """Hold out a fraction: whole documents chosen by seed, or, of fewer than ten documents, the end of each."""
+    """Hold out a fraction: whole documents chosen by seed, or, of fewer than ten long texts, the end of each.
+
+    Something is held out where there are two documents or blocks, and something is kept.
+    """
     if fraction == 0:
         return list(documents), []
-    if len(documents) >= 10:
-        held = set(random.Random(seed).sample(range(len(documents)), max(1, round(fraction * len(documents)))))
+    if len(documents) >= 10 or all(len(document) == 1 for document in documents):
+        count = min(max(1, round(fraction * len(documents))), max(0, len(documents) - 1))
+        held = set(random.Random(seed).sample(range(len(documents)), count))
         return [d for i, d in enumerate(documents) if i not in held], [documents[i] for i in sorted(held)]
     train, val = [], []
     for document in documents:
-        blocks = round(fraction * len(document)) or (1 if len(document) > 1 else 0)
+        blocks = min(max(1, round(fraction * len(document))), len(document) - 1)
         train.append(document[: len(document) - blocks])
         if blocks:
             val.append(document[len(document) - blocks :])
@@ -306,11 +310,16 @@ def collate(
             positions[r, at:end] = np.arange(at - begin, end - begin)
             segment[r, at:end] = number
             at = end
-    mask, tokens = None, sum(used)
-    if (segment != segment[:, :1]).any():
-        same = torch.from_numpy(segment[:, None, :, None] == segment[:, None, None, :])
-        mask = same & torch.ones(width, width, dtype=torch.bool).tril()  # (B, 1, T, T)
-    return Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(positions), mask, tokens)
+    blocks = _block_mask(segment)
+    return Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(positions), blocks, tokens=sum(used))
+
+
+def _block_mask(segment: np.ndarray) -> torch.Tensor | None:
+    """Return where a token may look, (B, 1, T, T): back, within its segment (B, T); None where rows are one segment."""
+    if (segment == segment[:, :1]).all():
+        return None
+    same = torch.from_numpy(segment[:, None, :, None] == segment[:, None, None, :])
+    return same & torch.ones(same.shape[-2:], dtype=torch.bool).tril()
 
 
 def epoch_batches(

@@ -110,6 +110,7 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None, causal: bool) -> Tensor:
+        """Mix what earlier tokens say into each: (B, T, C) -> (B, T, C)."""
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B, H, T, D)
@@ -129,6 +130,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform each token by itself: (B, T, C) -> (B, T, C)."""
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
 
 
@@ -144,6 +146,7 @@ class Block(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, layer: int, cache: KVCache | None, mask: Tensor | None, causal: bool) -> Tensor:
+        """Add both to the residual stream: (B, T, C) -> (B, T, C)."""
         x = x + self.drop(self.attn(self.ln_1(x), layer, cache, mask, causal))
         return x + self.drop(self.mlp(self.ln_2(x)))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Mapping
 from importlib import resources
@@ -57,10 +56,14 @@ def load(name: str) -> Checkpoint:
     if name == DEMO:
         with resources.as_file(resources.files("gpt2chat").joinpath("assets/demo.pt")) as path:
             return checkpoint.load(path)
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(name)
+    try:
+        folder, file = path.is_dir(), path.is_file() or path.suffix == ".pt"
+    except (OSError, ValueError) as error:  # a name too long for a file system, a NUL
+        raise ConfigError(f"model: {name[:40]!r}… cannot be a file name: {error}") from error
+    if folder:
         return load_folder(path)
-    if path.is_file() or path.suffix == ".pt":
+    if file:
         return checkpoint.load(path)
     if name in REPOSITORIES:
         return load_folder(_download(REPOSITORIES[name], name), name)
@@ -82,7 +85,6 @@ def _download(repository: str, name: str) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         return Path(snapshot_download(repository, allow_patterns=list(FILES)))
     except RepositoryNotFoundError as error:

@@ -102,10 +102,13 @@ class Run:
         self.best: float | None = None
         self.waited = 0
         self.evaluated = -1
+        self.finished = False
         self._saved = time.monotonic()
 
     def _prompt(self, question: str) -> list[int]:
         """Render a probe question; raises ConfigError now rather than in the middle of training."""
+        if not question.strip() or question != question.encode("utf-8", "replace").decode("utf-8"):
+            raise ConfigError(f"probe: expected text in UTF-8, got {question!r}")
         prompt = render_prompt([Message("user", question)], self.base.template, self.tokenizer)
         if len(prompt) >= self.model.config.n_ctx:
             raise ConfigError(f"probe: expected under {self.model.config.n_ctx} tokens, got {len(prompt)}")
@@ -122,13 +125,14 @@ class Run:
             self.optimizer.load_state_dict(training["optimizer"])
             self.number, self.evaluated = int(training["step"]), int(training["evaluated"])
             self.best, self.waited = training["best"], int(training["waited"])
+            self.finished = bool(training["finished"])
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"{self.files.last}: its training state does not fit this model: {error}") from error
         self.history = [row for row in history if self._stands(row)]
         for path in (self.files.metrics, self.files.samples):
             if path.exists():
                 rows = [row for row in _rows(path) if self._stands(row)]
-                _write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+                _write_text(path, "".join(map(_line, rows)))
 
     def _stands(self, row: dict[str, Any]) -> bool:
         """Whether a row belongs to what the restored state has behind it; the rest will be done again."""
@@ -153,8 +157,7 @@ class Run:
         self.history.append(row)
         if len(self.history) > HISTORY_ROWS:
             self.history = self.history[::2]
-        with self.files.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        _append(self.files.metrics, row)
 
     def evaluate(self) -> Evaluation:
         """Validate, answer the probe questions, and keep the weights when they are the best so far."""
@@ -163,19 +166,17 @@ class Run:
             loss = mean_loss(self.model, self.validation, self.row_tokens, self.tokenizer.end_id, self.dtype)
             improved = math.isfinite(loss) and (self.best is None or loss < self.best)
         answers = [(question, self._answer(prompt)) for question, prompt in self.probes.items()]
-        if improved:
+        if improved:  # on the disk first: what is noted as best is there, whatever interrupts
+            self.save_best(loss)
             self.best, self.waited = loss, 0
-            self.save_best()
-        elif loss is not None:
+        elif loss is not None and loss != self.best:
             self.waited += 1
         self.evaluated = self.number
         if loss is not None:
             self._keep({"step": self.number, "validation_loss": _finite(loss)})
         if answers:
-            with self.files.samples.open("a", encoding="utf-8") as file:
-                for question, answer in answers:
-                    row = {"step": self.number, "question": question, "answer": answer}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            for question, answer in answers:
+                _append(self.files.samples, {"step": self.number, "question": question, "answer": answer})
         return Evaluation(self.number, loss, improved, answers)
 
     def _answer(self, prompt: list[int]) -> str:
@@ -187,41 +188,54 @@ class Run:
         template = self.base.template
         return "".join(stream_text(ids, self.tokenizer.stream_decoder(), template.stop, template.lead))
 
-    def _checkpoint(self, training: dict[str, Any] | None) -> Checkpoint:
+    def _checkpoint(self, training: dict[str, Any] | None, validation_loss: float | None) -> Checkpoint:
         about = {**self.base.about, **self.settings.get("about", {}), "step": self.number}
-        if self.best is not None:
-            about["validation_loss"] = self.best
+        if validation_loss is not None:
+            about["validation_loss"] = validation_loss
         return dataclasses.replace(
             self.base, weights=self.model.state_dict(), about=about, history=list(self.history), training=training
         )
 
-    def save_best(self) -> None:
+    def save_best(self, validation_loss: float | None = None) -> None:
         """Write the checkpoint that is for use: no optimizer state."""
-        checkpoint.save(self._checkpoint(None), self.files.best)
+        checkpoint.save(self._checkpoint(None, validation_loss), self.files.best)
 
-    def save_last(self) -> None:
-        """Write everything that resuming needs."""
+    def save_last(self, finished: bool = False) -> None:
+        """Write everything that resuming needs; `finished` says that nothing is left to do."""
         training = {
             "optimizer": self.optimizer.state_dict(),
             "step": self.number,
             "evaluated": self.evaluated,
             "best": self.best,
             "waited": self.waited,
+            "finished": finished,
             "settings": {name: value for name, value in self.settings.items() if name != "about"},
         }
-        checkpoint.save(self._checkpoint(training), self.files.last)
+        checkpoint.save(self._checkpoint(training, self.best), self.files.last)
         self._saved = time.monotonic()
 
     def finish(self) -> None:
         """Write the final files: the checkpoint for use unless validation chose an earlier one, and the last state."""
         if self.best is None:
             self.save_best()
-        self.save_last()
+        self.save_last(finished=True)
 
 
 def _finite(value: float) -> float | None:
     """JSON has no NaN and no infinity."""
     return round(value, 5) if math.isfinite(value) else None
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(_line(row))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -246,6 +260,14 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
+def stored_settings(training: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the settings of an interrupted run; raises CheckpointError when its state is incomplete."""
+    settings = training.get("settings")
+    if not isinstance(settings, dict) or not {"options", "data_sha256", "config"} <= set(settings):
+        raise CheckpointError(f"{path}: its training state is incomplete; train afresh")
+    return settings
+
+
 def check_room(files: RunFiles, parameters: int) -> None:
     """Compare the free disk space with what a run writes; raises CheckpointError before any work is lost."""
     needed = parameters * 4 * 4 * 2  # weights for use; weights and AdamW's two moments; each beside its predecessor
@@ -259,12 +281,17 @@ def check_room(files: RunFiles, parameters: int) -> None:
 
 def check_writable(files: RunFiles) -> None:
     """Try to write beside the checkpoint before any work is done; raises CheckpointError."""
-    if files.best.is_dir():
-        raise CheckpointError(f"{files.best}: expected a file name for the checkpoint, found a folder")
     probe = files.beside("writable")
-    with checkpoint.atomic_writer(probe) as file:
-        file.write(b"")
-    probe.unlink()
+    try:
+        if files.best.is_dir():
+            raise CheckpointError(f"{files.best}: expected a file name for the checkpoint, found a folder")
+        with checkpoint.atomic_writer(probe) as file:
+            file.write(b"")
+        probe.unlink()
+    except OSError as error:
+        raise CheckpointError(f"{files.best}: cannot be written: {error.strerror}") from error
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(probe), str(files.best))) from error
 
 
 def hash_file(path: Path) -> str:

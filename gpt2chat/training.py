@@ -169,13 +169,21 @@ def _take_step(
             mean.backward()
             loss += mean.item()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.clip))
+    norm = _clip([p for p in parameters if p.grad is not None], config.clip)
     healthy = math.isfinite(norm) and math.isfinite(loss)
     if healthy and targets:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - began
     return Step(number + 1, total, loss, rate, norm, batch.tokens, targets, seconds, skipped=not healthy)
+
+
+def _clip(parameters: list[torch.nn.Parameter], limit: float) -> float:
+    """Scale the gradients down to `limit` where they are larger; return their norm before."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if norm > limit:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return float(norm)
 
 
 def _parts(batch: Batch, count: int) -> Iterator[Batch]:

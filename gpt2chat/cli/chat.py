@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2chat.cli.options import GENERATION_NAMES, device_options, generation_options
-from gpt2chat.cli.terminal import SETTINGS, Interrupted, Signals, fail, reports_errors, say
+from gpt2chat.cli.terminal import SETTINGS, Interrupted, Signals, reports_errors, say, tolerate_any_text
 
 if TYPE_CHECKING:
     from gpt2chat.chatbot import GPT2Chatbot
@@ -29,27 +29,25 @@ Ctrl-C stops an answer."""
 @click.command("chat", context_settings=SETTINGS)
 @click.argument("checkpoint", required=False)
 @click.option("-p", "--prompt", help="Answer this and leave; - reads it from standard input.")
-@click.option("--model", help="A model instead of a checkpoint: demo, 124M, a folder, a hub repository.")
 @click.option("--system", help="What the bot is told before the conversation.")
 @click.option("--template", help="How turns are written; default: what the checkpoint was taught.")
 @generation_options
 @device_options("float32")
 @reports_errors
-def chat_command(checkpoint: str | None, prompt: str | None, model: str | None, **options: Any) -> None:
-    """Talk to CHECKPOINT: in a terminal, or line by line from a pipe.
+def chat_command(checkpoint: str | None, prompt: str | None, **options: Any) -> None:
+    """Talk to CHECKPOINT, a .pt file or a model's name: in a terminal, or line by line from a pipe.
 
     Without CHECKPOINT: trained_model.pt if it is here, else the demo model.
 
     \b
     Examples:
       gpt2chat chat trained_model.pt
-      gpt2chat chat --model demo -p "What do you like?" --temperature 0
+      gpt2chat chat demo -p "What do you like?" --temperature 0
     """
     from gpt2chat.chatbot import GPT2Chatbot
     from gpt2chat.sampling import GenerationConfig
 
-    if checkpoint and model:
-        fail(f"expected CHECKPOINT or --model, got both: {checkpoint} and {model}", 2)
+    tolerate_any_text()
     generation = GenerationConfig(**{name: options[name] for name in GENERATION_NAMES})
     bot = GPT2Chatbot(
         "demo",
@@ -60,23 +58,22 @@ def chat_command(checkpoint: str | None, prompt: str | None, model: str | None, 
         dtype=options["dtype"],
         notice=lambda line: say(f"note: {line}"),
     )
-    open_model(bot, checkpoint, model)
+    open_model(bot, checkpoint)
     if prompt is not None:
         _answer_once(bot, sys.stdin.read() if prompt == "-" else prompt)
     else:
         talk(bot)
 
 
-def open_model(bot: GPT2Chatbot, checkpoint: str | None, model: str | None) -> None:
-    """Load what the user named, or the newest of their own, or the demo; say which."""
-    from gpt2chat import checkpoint as checkpoints
+def open_model(bot: GPT2Chatbot, name: str | None) -> None:
+    """Load what the user named, or the checkpoint in this folder, or the demo; say which."""
     from gpt2chat import pretrained
 
-    own = Path("trained_model.pt")
-    if checkpoint is None and model is None:
-        checkpoint, why = (str(own), "it is in this folder") if own.exists() else (None, "no trained_model.pt is here")
-        say(f"using {checkpoint or 'the demo model'}: {why}")
-    loaded = pretrained.load(model or "demo") if checkpoint is None else checkpoints.load(checkpoint)
+    own = "trained_model.pt"
+    if name is None:
+        name, why = (own, "it is in this folder") if Path(own).exists() else ("demo", f"no {own} is here")
+        say(f"using {name}: {why}")
+    loaded = pretrained.load(name)
     bot.use(loaded)
     say(pretrained.describe(loaded))
 

@@ -54,11 +54,16 @@ def evaluate_command(
 
 def _text(model: Any, files: tuple[Path, ...]) -> dict[str, float]:
     from gpt2chat.data import read_utf8
+    from gpt2chat.errors import DataError
     from gpt2chat.evaluation import Perplexity, text_perplexity
     from gpt2chat.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.gpt2()
-    parts = [text_perplexity(model, tokenizer, read_utf8(path)) for path in files]
+    texts = {path: read_utf8(path) for path in files}
+    for path, text in texts.items():
+        if not text.strip():
+            raise DataError(f"{path}: expected text, found none")
+    parts = [text_perplexity(model, tokenizer, text) for text in texts.values()]
     total = Perplexity(sum(p.nats for p in parts), sum(p.tokens for p in parts), sum(p.bytes for p in parts))
     return total.to_dict()
 
@@ -66,7 +71,9 @@ def _text(model: Any, files: tuple[Path, ...]) -> dict[str, float]:
 def _conversations(model: Any, template: Any, files: tuple[Path, ...], limit: int | None, show: int) -> dict[str, Any]:
     from tqdm import tqdm
 
+    from gpt2chat.conversation import render_prompt
     from gpt2chat.data import Report, read_conversations
+    from gpt2chat.errors import ContextError
     from gpt2chat.evaluation import answer_perplexity, replies
     from gpt2chat.tokenizer import Tokenizer
 
@@ -74,6 +81,14 @@ def _conversations(model: Any, template: Any, files: tuple[Path, ...], limit: in
     records = [record for path in files for record in read_conversations(path, report)][:limit]
     for line in report.lines():
         say(f"note: {line}")
+    for record in records:
+        messages = record.content if isinstance(record.content, tuple) else ()
+        prompt = len(render_prompt(messages[:-1], template, tokenizer))
+        if prompt >= model.config.n_ctx:
+            raise ContextError(
+                f"{record.place}: the question has {prompt} tokens with its markers, the context holds "
+                f"{model.config.n_ctx}: shorten it"
+            )
     conversations: list[Any] = [record.content for record in records]
     answers = replies(model, tokenizer, template, conversations)
     found = list(tqdm(answers, total=len(conversations), desc="answers", unit="q", disable=None, leave=False))

@@ -18,7 +18,7 @@ from gpt2chat.data import Dataset, Record, Report, read_conversations, read_text
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.hardware import pick_device, pick_dtype
 from gpt2chat.model import GPT2
-from gpt2chat.run import Run, RunFiles, check_room, check_writable, hash_file
+from gpt2chat.run import Run, RunFiles, check_room, check_writable, hash_file, stored_settings
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.training import Step, TrainConfig, count_steps, default_learning_rate, make_optimizer, train
 from gpt2chat.version import __version__
@@ -67,9 +67,10 @@ def make_plan(options: dict[str, Any]) -> Plan:
     """Read data and model, choose what was left open, and check all of it before the first step."""
     _check(options)
     files = RunFiles(options["save_path"])
-    check_writable(files)
+    _spare_the_data(files, options)
     report = Report()
     records = _read(options, report)
+    check_writable(files)
     hashes = {path.as_posix(): hash_file(path) for path in (*options["text_file"], *options["conversation_file"])}
     base = checkpoint.load(options["resume"]) if options["resume"] else pretrained.load(options["model"])
     base = dataclasses.replace(base, template=_template(options["template"], base.template))
@@ -111,6 +112,15 @@ def _check(options: dict[str, Any]) -> None:
         _template(options["template"], TEMPLATES["chat"])
     if options["patience"] and options["val_fraction"] == 0:
         raise ConfigError("patience: expected a --val_fraction above 0, got 0: there is nothing to validate on")
+
+
+def _spare_the_data(files: RunFiles, options: dict[str, Any]) -> None:
+    """Refuse to write over what is read."""
+    written = (files.best, files.last, files.metrics, files.curve, files.samples)
+    read = {path.absolute() for path in (*options["text_file"], *options["conversation_file"])}
+    for path in written:
+        if path.absolute() in read:
+            raise ConfigError(f"save_path: {path} is training data and would be overwritten; pass another name")
 
 
 def _template(name: str | None, own: Template) -> Template:
@@ -258,7 +268,8 @@ def _run(
     if options["resume"]:
         if base.training is None:
             raise CheckpointError(f"{options['resume']}: holds no training state")
-        _same(base.training["settings"], settings, Path(options["resume"]))
+        path = Path(options["resume"])
+        _same(stored_settings(base.training, path), settings, path)
         run.restore(base.training, base.history)
     return run
 

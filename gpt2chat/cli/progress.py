@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from gpt2chat.cli.terminal import say
+
 if TYPE_CHECKING:
     from gpt2chat.run import Evaluation
     from gpt2chat.training import Step
@@ -64,4 +66,7 @@ class Progress:
 
     def note(self, line: str) -> None:
         """Print a line without breaking the bar."""
-        self._bar.write(line, file=sys.stderr)
+        if self._tty:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            say(line)

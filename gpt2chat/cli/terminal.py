@@ -36,8 +36,18 @@ class Interrupted(BaseException):
 
 
 def say(line: str = "") -> None:
-    """Print to stderr: everything that is not an answer or a result."""
-    click.echo(line, err=True)
+    """Print to stderr: everything that is not an answer or a result. A reader that left is no reason to stop."""
+    try:
+        click.echo(line, err=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def tolerate_any_text() -> None:
+    """Let odd bytes and narrow encodings become replacement characters instead of ending a chat."""
+    for stream in (sys.stdin, sys.stdout):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -75,12 +85,12 @@ def reports_errors(function: Command) -> Command:
 class Signals:
     """Lets SIGINT and SIGTERM interrupt everywhere but in critical sections, at whose end they are raised.
 
-    A second SIGINT in a critical section leaves at once.
+    The third SIGINT in one critical section leaves the program at once, without saving.
     """
 
     def __init__(self) -> None:
         self._critical = False
-        self._pending: int | None = None
+        self._pending: list[int] = []
 
     def __enter__(self) -> Signals:
         self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -93,9 +103,11 @@ class Signals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._critical or (self._pending == number == signal.SIGINT):
+        if not self._critical:
             raise Interrupted(number)
-        self._pending = number
+        self._pending.append(number)
+        if self._pending.count(signal.SIGINT) > 2:
+            os._exit(128 + signal.SIGINT)
         say("\nfinishing this step …")
 
     @contextlib.contextmanager
@@ -106,6 +118,6 @@ class Signals:
             yield
         finally:
             self._critical = False
-        if self._pending is not None:
-            number, self._pending = self._pending, None
+        if self._pending:
+            number, self._pending = self._pending[0], []
             raise Interrupted(number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +69,9 @@ def train_command(context: click.Context, /, **options: Any) -> None:
         plan = make_plan(options)
         _train(plan, context)
     if options["interactive"]:
-        _chat(options["save_path"], None if options["save_path"].exists() or not nothing else options["model"])
+        named = context.get_parameter_source("model") == click.core.ParameterSource.COMMANDLINE
+        without_training = nothing and (named or not options["save_path"].exists())
+        _chat(options["model"] if without_training else str(options["save_path"]))
 
 
 def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
@@ -75,13 +79,13 @@ def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str,
     from gpt2chat import checkpoint
     from gpt2chat.cli.plan import OWN_EACH_TIME
     from gpt2chat.errors import CheckpointError, ConfigError
-    from gpt2chat.run import RunFiles
+    from gpt2chat.run import RunFiles, stored_settings
 
     path = Path(given["resume"]) if given["resume"] != "auto" else RunFiles(given["save_path"]).last
     loaded = checkpoint.load(path)
     if loaded.training is None:
         raise CheckpointError(f"{path}: expected a .last.pt with training state, found a checkpoint that is for use")
-    stored = dict(loaded.training["settings"]["options"])
+    stored = dict(stored_settings(loaded.training, path)["options"])
     for name in ("text_file", "conversation_file"):
         stored[name] = tuple(Path(entry) for entry in stored[name])
     stored |= {"probe": tuple(stored["probe"]), "save_path": Path(stored["save_path"])}
@@ -93,9 +97,11 @@ def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str,
 
 
 def _train(plan: Plan, context: click.Context) -> None:
+    from gpt2chat.errors import GPT2ChatError
+
     for line in plan.lines:
         say(line)
-    if plan.run.number >= plan.total:
+    if plan.run.finished:
         say(f"{plan.run.files.last} is at its last step, {plan.run.number}: nothing is left to train")
         return
     with Signals() as signals:
@@ -103,16 +109,24 @@ def _train(plan: Plan, context: click.Context) -> None:
             _loop(plan, signals)
             plan.run.finish()
         except Interrupted:
-            with signals.critical():
+            _save_interrupted(plan, signals, context)
+            raise
+        except GPT2ChatError:
+            with contextlib.suppress(GPT2ChatError), signals.critical():
                 if plan.run.number:
                     plan.run.save_last()
-            if plan.run.number:
-                say(f"saved after step {plan.run.number} of {plan.total}. Go on with:")
-                say(f"  {_program(context)} --resume {plan.run.files.last}")
-            else:
-                say("nothing was trained yet, nothing was written")
             raise
     _summary(plan.run)
+
+
+def _save_interrupted(plan: Plan, signals: Signals, context: click.Context) -> None:
+    if not plan.run.number:
+        say("nothing was trained yet")
+        return
+    with contextlib.suppress(Interrupted), signals.critical():  # asked for twice, it is still one wish
+        plan.run.save_last()
+    say(f"saved after step {plan.run.number} of {plan.total}. Go on with:")
+    say(f"  {_program(context)} --resume {shlex.quote(str(plan.run.files.last))}")
 
 
 def _program(context: click.Context) -> str:
@@ -159,17 +173,18 @@ def _summary(run: Run) -> None:
             file.write(curve.svg(train, validation).encode())
     best = "" if run.best is None else f", best validation loss {run.best:.3f}"
     say(f"saved {run.files.best} ({run.files.best.stat().st_size / 1e6:.0f} MB{best})")
-    say(f"beside it: {', '.join(p.name for p in (run.files.last, run.files.metrics, run.files.curve) if p.exists())}")
+    beside = (run.files.last, run.files.metrics, run.files.curve, run.files.samples)
+    say(f"beside it: {', '.join(path.name for path in beside if path.exists())}")
 
 
-def _chat(saved: Path, model: str | None) -> None:
-    """Open the chat on the file as it is on the disk, which proves that it is good."""
+def _chat(name: str) -> None:
+    """Open the chat on a model's name, or on the saved file as it is on the disk, which proves that it is good."""
     from gpt2chat.chatbot import GPT2Chatbot
     from gpt2chat.cli.chat import open_model, talk
     from gpt2chat.sampling import GenerationConfig
 
     began = time.perf_counter()
     bot = GPT2Chatbot("demo", generation=GenerationConfig(temperature=0.0), notice=lambda line: say(f"note: {line}"))
-    open_model(bot, None if model else str(saved), model)
+    open_model(bot, name)
     say(f"loaded in {time.perf_counter() - began:.1f} s; answers are greedy (temperature 0)")
     talk(bot)
