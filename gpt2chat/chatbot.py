@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 import weakref
 from collections.abc import Callable, Generator, Sequence
 
@@ -18,12 +19,15 @@ from gpt2chat.model import MODEL_SIZES
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.tokenizer import Tokenizer
 
+RESPONSE_TOKENS = {"brief": 30, "conversational": 50, "normal": 60, "detailed": 120}
+
 
 class GPT2Chatbot:
     """Talks with one model and remembers the conversation.
 
     Nothing is read or fetched by the constructor: the weights of `model_name` load at the first answer, unless
-    `load_model` came first. `notice` receives one-line remarks (earlier turns dropped, another size in the file).
+    `load_model` came first. `notice` receives one-line remarks (earlier turns dropped, another size in the file); by
+    default they are warnings.
     """
 
     def __init__(
@@ -44,7 +48,7 @@ class GPT2Chatbot:
         self.tokenizer = Tokenizer.gpt2()
         self._template = template_named(template) if template else None
         self._device, self._dtype = device, dtype
-        self._notice = notice or (lambda line: None)
+        self._notice = notice or (lambda line: warnings.warn(line, stacklevel=3))
         self._examples: list[Message] = []  # of this object, kept over load_model
         self._loaded: Checkpoint | None = None
         self._decoder: Decoder | None = None
@@ -105,6 +109,21 @@ class GPT2Chatbot:
         self._end_stream()
         self.messages = []
         self._told_dropped = False
+
+    def reset_conversation(self) -> str:
+        """Forget the conversation as `reset` does, and say so."""
+        self.reset()
+        return "Conversation history has been reset."
+
+    def set_response_length(self, length: str) -> None:
+        """Bound the answers to come: "brief", "conversational", "normal" or "detailed"; raises ConfigError."""
+        if length not in RESPONSE_TOKENS:
+            raise ConfigError(f"response length: expected one of {', '.join(RESPONSE_TOKENS)}, got {length!r}")
+        self.generation = dataclasses.replace(self.generation, max_new_tokens=RESPONSE_TOKENS[length])
+
+    def set_topic(self, topic: str | None) -> None:
+        """Tell the model before the conversation what it is about; None or "none" takes that back."""
+        self.system = None if topic in (None, "none") else f"The conversation is about {topic}."
 
     def chat(self, text: str, **options: object) -> str:
         """Answer `text` and remember both; the options are those of `GenerationConfig`, for this answer alone."""

@@ -237,7 +237,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path}: expected a .pt file, found a folder")
     try:
         _check_records(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=os.name == "posix")
         return _from_content(content)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
@@ -289,6 +289,8 @@ def _from_content(content: object) -> Checkpoint:
             raise CheckpointError(f"field {name}: expected {types[0].__name__}, found {type(content[name]).__name__}")
     if content["tokenizer"] != Tokenizer.gpt2().fingerprint:
         raise CheckpointError("was made with another vocabulary than GPT-2's")
+    if not all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in content["history"]):
+        raise CheckpointError("field history: expected rows with a step")
     config = GPT2Config.from_dict(content["config"])
     return Checkpoint(
         config=config,

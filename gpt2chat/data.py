@@ -61,6 +61,8 @@ def read_utf8(path: Path) -> str:
         raise DataError(f"{path}: expected a file, found a folder") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path}: expected UTF-8, found UTF-16: iconv -f UTF-16 -t UTF-8 {path} > new.txt converts it")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -71,16 +73,21 @@ def read_utf8(path: Path) -> str:
         ) from error
 
 
-def read_text(path: Path, separator: str | None = None) -> list[Record]:
-    """Read a text file as one document, or as several between lines or marks of `separator`."""
-    text = read_utf8(path)
+def read_text(path: Path, separator: str | None = None, report: Report | None = None) -> list[Record]:
+    """Read a text file as one document, or as several between marks of `separator`; line ends become line feeds."""
+    report = report or Report()
+    text = read_utf8(path).replace("\r\n", "\n")
     parts = text.split(separator) if separator else [text]
+    if separator and len(parts) == 1:
+        report.add(f"texts without the separator {separator!r}, each one document", path.name)
     records = []
     line = 1
     for part in parts:
         _refuse_end_marker(part, str(path), line)
         if part.strip():
             records.append(Record(f"{path}:{line}", part.strip("\n")))
+        elif len(parts) > 1:
+            report.add("documents without text, left out", f"{path.name}:{line}")
         line += part.count("\n") + (separator or "").count("\n")
     if not records:
         raise DataError(f"{path}: expected text, found none")
@@ -104,8 +111,11 @@ def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def read_conversations(path: Path, report: Report) -> list[Record]:
-    """Read `[{"user": ..., "bot": ...}, ...]`; raises DataError with the record or line of the first fault."""
+def read_conversations(path: Path, report: Report, seen: set[tuple[Message, ...]] | None = None) -> list[Record]:
+    """Read `[{"user": ..., "bot": ...}, ...]`; raises DataError with the record or line of the first fault.
+
+    `seen` holds the pairs of the files before, so that repeats are found across files.
+    """
     text = read_utf8(path)
     if not text.strip():
         raise DataError(f'{path}: expected a JSON list of {{"user": str, "bot": str}}, found an empty file')
@@ -120,23 +130,23 @@ def read_conversations(path: Path, report: Report) -> list[Record]:
     if not isinstance(rows, list) or not rows:
         found = "an empty list" if rows == [] else f"a JSON {type(rows).__name__}"
         raise DataError(f'{path}: expected a list of {{"user": str, "bot": str}}, found {found}')
-    records, first_place = [], dict[tuple[str, str], str]()
+    records, seen = [], set() if seen is None else seen
     for number, row in enumerate(rows, 1):
         place = f"{path}: record {number}"
-        user, bot = _pair(row, place, report)
-        if not user or not bot:
-            report.add("records without text on one side, left out", f"record {number}")
-        elif (user, bot) in first_place:
-            report.add("records that repeat an earlier one, used once", f"record {number}")
+        pair = _pair(row, place, report)
+        if not all(message.content for message in pair):
+            report.add("records without text on one side, left out", f"{path.name} record {number}")
+        elif pair in seen:
+            report.add("records that repeat an earlier one, used once", f"{path.name} record {number}")
         else:
-            first_place[user, bot] = place
-            records.append(Record(place, (Message("user", user), Message("assistant", bot))))
-    if not records:
+            seen.add(pair)
+            records.append(Record(place, pair))
+    if not records and not seen:
         raise DataError(f"{path}: expected at least one pair with text on both sides, found none")
     return records
 
 
-def _pair(row: object, place: str, report: Report) -> tuple[str, str]:
+def _pair(row: object, place: str, report: Report) -> tuple[Message, ...]:
     """The one place where the file format's `user` and `bot` become roles."""
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("user", "bot")):
         shown = json.dumps(row, ensure_ascii=False, default=repr)
@@ -146,17 +156,17 @@ def _pair(row: object, place: str, report: Report) -> tuple[str, str]:
         report.add(f"records with the key {key!r}, which is not used", place.rpartition(": ")[2])
     for key in ("user", "bot"):
         _refuse_end_marker(row[key], f"{place}: {key}")
-    return row["user"].strip(), row["bot"].strip()
+    return Message("user", row["user"].strip()), Message("assistant", row["bot"].strip())
 
 
 def pairs_to_messages(pairs: Sequence[object]) -> list[Message]:
     """Turn `[{"user", "bot"}]` given in Python into messages; raises DataError naming the index."""
-    report, messages = Report(), []
+    report, messages = Report(), list[Message]()
     for index, pair in enumerate(pairs):
-        user, bot = _pair(pair, f"example {index}", report)
-        if not user or not bot:
+        both = _pair(pair, f"example {index}", report)
+        if not all(message.content for message in both):
             raise DataError(f"example {index}: expected text on both sides, got {pair!r}")
-        messages += [Message("user", user), Message("assistant", bot)]
+        messages += both
     return messages
 
 

@@ -90,11 +90,13 @@ def _nats(model: GPT2, hidden: torch.Tensor, targets: torch.Tensor) -> float:
 def answer_perplexity(
     model: GPT2, tokenizer: Tokenizer, template: Template, conversations: Sequence[Conversation]
 ) -> Perplexity:
-    """Score the answers (and their end tokens) of conversations that fit the context, given what comes before."""
+    """Score the answers (and their end tokens) of the conversations that fit the context, given what comes before."""
     nats, tokens, size = 0.0, 0, 0
     for conversation in conversations:
         example = render(conversation, template, tokenizer)
-        ids = torch.tensor([example.ids[: model.config.n_ctx]], device=model.device)
+        if len(example.ids) > model.config.n_ctx:
+            continue
+        ids = torch.tensor([example.ids], device=model.device)
         wanted = torch.tensor(example.loss_mask[1 : ids.size(1)], dtype=torch.bool, device=model.device)
         hidden = model.hidden_states(ids)[0, :-1][wanted]
         nats += _nats(model, hidden, ids[0, 1:][wanted])
@@ -108,12 +110,18 @@ def replies(
     tokenizer: Tokenizer,
     template: Template,
     conversations: Sequence[Conversation],
-    max_new_tokens: int = 256,
 ) -> Iterator[Reply]:
-    """Yield the model's greedy answer to the last question of each conversation, given the turns before it."""
+    """Yield the model's greedy answer to the last question of each conversation, given the turns before it.
+
+    An answer may be twice as long as the taught one. It stopped by itself when the model drew the end token; a stop
+    string counts only for templates that have no end token.
+    """
     decoder = Decoder(model)
-    config = GenerationConfig(temperature=0, max_new_tokens=max_new_tokens)
     for *before, answer in conversations:
+        room = max(64, 2 * len(tokenizer.encode(answer.content)))
+        config = GenerationConfig(temperature=0, max_new_tokens=room)
         ids = decoder.generate(render_prompt(before, template, tokenizer), config, {tokenizer.end_id})
         text = "".join(stream_text(ids, tokenizer.stream_decoder(), template.stop, template.lead))
-        yield Reply(before[-1].content, answer.content, text, stopped=decoder.finish_reason != "length")
+        reason = decoder.finish_reason
+        stopped = reason == "stop" or (reason is None and not template.trainable)
+        yield Reply(before[-1].content, answer.content, text, stopped)

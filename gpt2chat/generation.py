@@ -29,17 +29,21 @@ class Decoder:
         self.ids: list[int] = []
         self.finish_reason: str | None = None
         self.prompt_tokens = self.cached_tokens = 0
+        self._generations = 0
 
     def generate(self, prompt: Sequence[int], config: GenerationConfig, stop: Collection[int]) -> Iterator[int]:
         """Yield the answer's ids until one of `stop` is drawn (it is not yielded) or no room is left.
 
-        Raises ContextError when the prompt leaves no room for a single token.
+        Raises ContextError when the prompt leaves no room for a single token. There is one cache: a stream that goes
+        on after another one has begun raises RuntimeError instead of mixing the two.
         """
         n_ctx = self.model.config.n_ctx
         if not 0 < len(prompt) < n_ctx:
             raise ContextError(f"prompt: expected 1 to {n_ctx - 1} tokens, got {len(prompt)}")
         sampler = Sampler(config, self.model.device)
         self.finish_reason = None
+        self._generations += 1
+        mine = self._generations
         logits = self._prefill(prompt)
         for drawn in range(min(config.max_new_tokens, n_ctx - len(prompt))):
             if drawn:
@@ -50,6 +54,8 @@ class Decoder:
                 return
             self.ids.append(token)
             yield token
+            if self._generations != mine:
+                raise RuntimeError("another answer has begun on this decoder; give each stream a decoder of its own")
         self.finish_reason = "length"
 
     def _prefill(self, prompt: Sequence[int]) -> torch.Tensor:

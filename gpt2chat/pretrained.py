@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import TEMPLATES
 from gpt2chat.errors import CheckpointError, ConfigError, WeightsError
 from gpt2chat.model import GPT2, MODEL_SIZES, GPT2Config
+from gpt2chat.tokenizer import Tokenizer
 
 DEMO = "demo"
 DEFAULT_MODEL = "gpt2-small (124M)"
@@ -83,18 +84,22 @@ def _is_repository(name: str) -> bool:
 def _download(repository: str, name: str) -> Path:
     """Return the folder of the hub cache with the repository's files, downloading what is missing."""
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(FILES)))
+        folder = Path(snapshot_download(repository, allow_patterns=list(FILES)))
     except RepositoryNotFoundError as error:
         raise WeightsError(f"model: {name!r}: the hub has no public repository {repository}") from error
     except LocalEntryNotFoundError as error:
         reason = f"{constants.ENDPOINT} cannot be reached and they are not in the cache"
         raise _missing(name, repository, reason) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # the hub client passes on whatever its network libraries raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise _missing(name, repository, f"the download failed ({reason})") from error
+    absent = [file for file in FILES if not (folder / file).is_file()]
+    if absent:
+        raise _missing(name, repository, f"{' and '.join(absent)} is not in the cache or not in the repository")
+    return folder
 
 
 def _missing(name: str, repository: str, reason: str) -> WeightsError:
@@ -112,8 +117,14 @@ def load_folder(folder: Path, name: str | None = None) -> Checkpoint:
             raise WeightsError(f"{folder}: expected {' and '.join(FILES)}, found {here}")
     config = read_config(folder / FILES[0])
     weights = _read_safetensors(folder / FILES[1])
+    vocabulary = Tokenizer.gpt2().vocab_size
+    if config.vocab_size < vocabulary:
+        raise WeightsError(f"{folder}: expected GPT-2's {vocabulary} tokens, found {config.vocab_size}")
     try:
         checked = checkpoint.check_weights(config, to_our_names(weights))
+        if config.vocab_size > vocabulary:  # rows that no text can spell, added as padding
+            checked["wte.weight"] = checked["wte.weight"][:vocabulary].clone()
+            config = dataclasses.replace(config, vocab_size=vocabulary)
     except CheckpointError as error:
         raise WeightsError(f"{folder / FILES[1]}: {error}") from error
     return Checkpoint(config, checked, TEMPLATES["few-shot"], about={"base": name or str(folder)})
@@ -188,14 +199,13 @@ def fresh(name: str, seed: int = 0) -> Checkpoint:
     return Checkpoint(config, weights, TEMPLATES["few-shot"], about={"base": f"{name}, random weights"})
 
 
+def name_of(loaded: Checkpoint) -> str:
+    """Return what a model calls itself."""
+    return str(loaded.about.get("name") or loaded.about.get("base") or "a model without a name")
+
+
 def describe(loaded: Checkpoint) -> str:
     """Return one line about a model: where it comes from and its size."""
     c = loaded.config
     millions = sum(tensor.numel() for tensor in loaded.weights.values()) / 1e6
-    base = loaded.about.get("name") or loaded.about.get("base") or "a model"
-    return f"{base}: {millions:.1f} M parameters, {c.n_layer} layers, {c.n_embd} wide, context {c.n_ctx}"
-
-
-def bytes_of(loaded: Checkpoint, dtype: torch.dtype = torch.float32) -> int:
-    """Return the memory the weights take in `dtype`."""
-    return sum(tensor.numel() for tensor in loaded.weights.values()) * dtype.itemsize
+    return f"{name_of(loaded)}: {millions:.1f} M parameters, {c.n_layer} layers, {c.n_embd} wide, context {c.n_ctx}"

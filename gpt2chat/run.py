@@ -145,6 +145,8 @@ class Run:
 
     def record(self, step: Step) -> None:
         """Keep a step's figures, and now and then the state to resume from."""
+        if not self.history:
+            self.begin()
         self.number = step.number
         row = {"step": step.number, "loss": _finite(step.loss), "learning_rate": step.learning_rate}
         row |= {"gradient_norm": _finite(step.gradient_norm), "tokens": step.tokens}
@@ -155,8 +157,8 @@ class Run:
 
     def _keep(self, row: dict[str, Any]) -> None:
         self.history.append(row)
-        if len(self.history) > HISTORY_ROWS:
-            self.history = self.history[::2]
+        if len(self.history) > HISTORY_ROWS:  # every other step; validations stay
+            self.history = [row for i, row in enumerate(self.history) if i % 2 == 0 or "loss" not in row]
         _append(self.files.metrics, row)
 
     def evaluate(self) -> Evaluation:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from gpt2chat.conversation import Example
 from gpt2chat.data import Dataset, collate, epoch_batches, epoch_rows, pack
@@ -215,8 +214,3 @@ def mean_loss(
     if not targets:
         raise TrainingError("validation: there is no supervised token in it")
     return total / targets
-
-
-def weights_of(model: GPT2) -> dict[str, Tensor]:
-    """Return a copy of the weights that later steps do not change."""
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

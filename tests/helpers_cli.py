@@ -1,4 +1,4 @@
-"""What the tests of the command line share: a tiny model on the disk, sample data, and ways to run a command."""
+"""What tests share: a tiny model on the disk, copies of weights, sample data, and ways to run a command."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ def save_tiny(path: Path, template: str = "chat", seed: int = 0) -> Path:
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     checkpoint.save(Checkpoint(config, weights, TEMPLATES[template], about={"base": "tiny"}), path)
     return path
+
+
+def weights_of(model: GPT2) -> dict[str, torch.Tensor]:
+    """A copy of the weights that later steps do not change."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def pairs(count: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_cli import weights_of
 
 from gpt2chat import checkpoint
 from gpt2chat.chatbot import GPT2Chatbot
@@ -20,7 +21,7 @@ from gpt2chat.errors import CheckpointError, ConfigError, ContextError, DataErro
 from gpt2chat.model import GPT2, GPT2Config
 from gpt2chat.run import HISTORY_ROWS, VALIDATION_TOKENS, Run, RunFiles, check_writable, hash_file
 from gpt2chat.tokenizer import Tokenizer
-from gpt2chat.training import Step, TrainConfig, make_optimizer, mean_loss, train, weights_of
+from gpt2chat.training import Step, TrainConfig, make_optimizer, mean_loss, train
 
 CHAT = TEMPLATES["chat"]
 CONFIG = TrainConfig(epochs=60, learning_rate=1e-2, row_tokens=64)

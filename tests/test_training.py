@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers_cli import weights_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -38,7 +39,6 @@ from gpt2chat.training import (
     make_optimizer,
     mean_loss,
     train,
-    weights_of,
 )
 
 CHAT = TEMPLATES["chat"]

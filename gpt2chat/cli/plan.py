@@ -13,7 +13,7 @@ import torch
 
 from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
-from gpt2chat.conversation import TEMPLATES, Example, Template, template_named
+from gpt2chat.conversation import TEMPLATES, Example, Message, Template, template_named
 from gpt2chat.data import Dataset, Record, Report, read_conversations, read_text, render_records, split
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.hardware import pick_device, pick_dtype
@@ -40,7 +40,6 @@ class Plan:
     dtype: torch.dtype
     total: int
     eval_every: int
-    resumed: bool
     lines: list[str] = field(default_factory=list)
 
     def due(self, step: int) -> bool:
@@ -76,6 +75,8 @@ def make_plan(options: dict[str, Any]) -> Plan:
     base = dataclasses.replace(base, template=_template(options["template"], base.template))
     check_room(files, sum(tensor.numel() for tensor in base.weights.values()))
     data = _prepare(options, base, records, report)
+    if options["patience"] and not data.validation:
+        raise ConfigError("patience: nothing is held out to validate on: pass --val_fraction 0.1 or more data")
     config, lines = _config(options, base, data)
     device = pick_device(options["device"])
     dtype = pick_dtype(options["dtype"], device)
@@ -85,7 +86,7 @@ def make_plan(options: dict[str, Any]) -> Plan:
     every = options["eval_every"] or max(1, total // 10)
     lines = [pretrained.describe(base), *data.lines, *[f"note: {line}" for line in report.lines()], *lines]
     lines.append(f"training {total} steps on {device} in {str(dtype).removeprefix('torch.')}, saving to {files.best}")
-    return Plan(run, data.dataset, config, dtype, total, every, bool(options["resume"]), lines)
+    return Plan(run, data.dataset, config, dtype, total, every, lines)
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -134,8 +135,14 @@ def _template(name: str | None, own: Template) -> Template:
 
 
 def _read(options: dict[str, Any], report: Report) -> tuple[list[Record], list[Record]]:
-    texts = [record for path in options["text_file"] for record in read_text(path, options["text_separator"])]
-    return [record for path in options["conversation_file"] for record in read_conversations(path, report)], texts
+    separator = options["text_separator"]
+    separator = separator.replace("\\n", "\n").replace("\\t", "\t") if separator else None  # as typed in a shell
+    texts = [record for path in options["text_file"] for record in read_text(path, separator, report)]
+    seen: set[tuple[Message, ...]] = set()
+    pairs = [record for path in options["conversation_file"] for record in read_conversations(path, report, seen)]
+    if options["conversation_file"] and not pairs:
+        raise DataError("nothing is left to learn from: " + "; ".join(report.lines()))
+    return pairs, texts
 
 
 def _prepare(
@@ -232,7 +239,7 @@ def _plain(value: Any) -> Any:
 
 def _about(options: dict[str, Any], base: Checkpoint, hashes: dict[str, str], dtype: torch.dtype) -> dict[str, Any]:
     return {
-        "name": f"{options['save_path'].name}, trained from {base.about.get('name') or base.about.get('base')}",
+        "name": f"{options['save_path'].name}, trained from {pretrained.name_of(base)}",
         "data_sha256": {Path(name).name: digest for name, digest in hashes.items()},
         "gpt2chat": __version__,
         "torch": str(torch.__version__),

@@ -71,7 +71,7 @@ def train_command(context: click.Context, /, **options: Any) -> None:
     if options["interactive"]:
         named = context.get_parameter_source("model") == click.core.ParameterSource.COMMANDLINE
         without_training = nothing and (named or not options["save_path"].exists())
-        _chat(options["model"] if without_training else str(options["save_path"]))
+        _chat(options["model"] if without_training else str(options["save_path"]), options["device"])
 
 
 def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +93,8 @@ def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str,
         explicit = context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
         if explicit and name not in OWN_EACH_TIME and value != stored.get(name):
             raise ConfigError(f"{name}: --resume goes on with {stored.get(name)!r} of the first run, got {value!r}")
+    if path.name.endswith(".last.pt"):  # the run's files stay together, also when they were moved
+        stored["save_path"] = path.with_name(path.name.removesuffix(".last.pt") + ".pt")
     return {**stored, **{name: given[name] for name in OWN_EACH_TIME}, "resume": path}
 
 
@@ -141,8 +143,6 @@ def _loop(plan: Plan, signals: Signals) -> None:
 
     tune_allocator()
     run, steps, valve = plan.run, plan.steps(), MemoryValve()
-    if not plan.resumed:
-        run.begin()
     with Progress(plan.total, run.number) as progress:
         if run.number and plan.due(run.number) and run.evaluated != run.number:
             progress.evaluation(run.evaluate())
@@ -177,14 +177,15 @@ def _summary(run: Run) -> None:
     say(f"beside it: {', '.join(path.name for path in beside if path.exists())}")
 
 
-def _chat(name: str) -> None:
+def _chat(name: str, device: str) -> None:
     """Open the chat on a model's name, or on the saved file as it is on the disk, which proves that it is good."""
     from gpt2chat.chatbot import GPT2Chatbot
     from gpt2chat.cli.chat import open_model, talk
     from gpt2chat.sampling import GenerationConfig
 
     began = time.perf_counter()
-    bot = GPT2Chatbot("demo", generation=GenerationConfig(temperature=0.0), notice=lambda line: say(f"note: {line}"))
+    greedy = GenerationConfig(temperature=0.0)
+    bot = GPT2Chatbot(generation=greedy, device=device, notice=lambda line: say(f"note: {line}"))
     open_model(bot, name)
     say(f"loaded in {time.perf_counter() - began:.1f} s; answers are greedy (temperature 0)")
     talk(bot)
