@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
-import warnings
 import weakref
 from collections.abc import Callable, Generator, Sequence
 
@@ -25,14 +25,14 @@ RESPONSE_TOKENS = {"brief": 30, "conversational": 50, "normal": 60, "detailed": 
 class GPT2Chatbot:
     """Talks with one model and remembers the conversation.
 
-    Nothing is read or fetched by the constructor: the weights of `model_name` load at the first answer, unless
-    `load_model` came first. `notice` receives one-line remarks (earlier turns dropped, another size in the file); by
-    default they are warnings.
+    Nothing is read or fetched by the constructor: the weights of `model_name` (default: gpt2-small) load at the first
+    answer, unless `load_model` came first. `notice` receives one-line remarks (earlier turns dropped, another size in
+    the file); by default they go to the log as warnings.
     """
 
     def __init__(
         self,
-        model_name: str = pretrained.DEFAULT_MODEL,
+        model_name: str | None = None,
         *,
         generation: GenerationConfig | None = None,
         system: str | None = None,
@@ -41,14 +41,15 @@ class GPT2Chatbot:
         dtype: str = "float32",
         notice: Callable[[str], None] | None = None,
     ) -> None:
-        self.model_name = model_name
+        self.model_name = model_name or pretrained.DEFAULT_MODEL
+        self._expected = MODEL_SIZES.get(pretrained.canonical_name(model_name or ""))
         self.generation = generation or GenerationConfig()
         self.system = system
         self.messages: list[Message] = []
         self.tokenizer = Tokenizer.gpt2()
         self._template = template_named(template) if template else None
         self._device, self._dtype = device, dtype
-        self._notice = notice or (lambda line: warnings.warn(line, stacklevel=3))
+        self._notice = notice or logging.getLogger(__name__).warning
         self._examples: list[Message] = []  # of this object, kept over load_model
         self._loaded: Checkpoint | None = None
         self._decoder: Decoder | None = None
@@ -65,19 +66,21 @@ class GPT2Chatbot:
         self.use(checkpoint.load(path))
 
     def use(self, loaded: Checkpoint) -> None:
-        """Talk with a checkpoint that is in memory."""
-        wanted = MODEL_SIZES.get(pretrained.canonical_name(self.model_name))
-        if self._loaded is None and wanted not in (None, loaded.config):
+        """Talk with a checkpoint that is in memory; the conversation starts anew."""
+        self._adopt(loaded)
+        self.reset()
+
+    def _adopt(self, loaded: Checkpoint) -> None:
+        if self._loaded is None and self._expected not in (None, loaded.config):
             self._notice(f"the file holds another size than {self.model_name}; using {pretrained.describe(loaded)}")
         device = pick_device(self._device)
         model = loaded.build_model(pick_dtype(self._dtype, device), device)
         self._decoder = Decoder(model)
         self._loaded = dataclasses.replace(loaded, weights={})  # the model owns them now
-        self.reset()
 
     def _ready(self) -> tuple[Checkpoint, Decoder]:
         if self._loaded is None:
-            self.use(pretrained.load(self.model_name))
+            self._adopt(pretrained.load(self.model_name))
         if self._loaded is None or self._decoder is None:
             raise RuntimeError("no model after loading")
         return self._loaded, self._decoder

@@ -110,15 +110,16 @@ def replies(
     tokenizer: Tokenizer,
     template: Template,
     conversations: Sequence[Conversation],
+    max_new_tokens: int | None = None,
 ) -> Iterator[Reply]:
     """Yield the model's greedy answer to the last question of each conversation, given the turns before it.
 
-    An answer may be twice as long as the taught one. It stopped by itself when the model drew the end token; a stop
-    string counts only for templates that have no end token.
+    An answer may have `max_new_tokens`, by default twice as many as the taught one. It stopped by itself when the
+    model drew the end token; a stop string counts only for templates that have no end token.
     """
     decoder = Decoder(model)
     for *before, answer in conversations:
-        room = max(64, 2 * len(tokenizer.encode(answer.content)))
+        room = max_new_tokens or max(64, 2 * len(tokenizer.encode(answer.content)))
         config = GenerationConfig(temperature=0, max_new_tokens=room)
         ids = decoder.generate(render_prompt(before, template, tokenizer), config, {tokenizer.end_id})
         text = "".join(stream_text(ids, tokenizer.stream_decoder(), template.stop, template.lead))

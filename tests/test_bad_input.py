@@ -90,7 +90,7 @@ CASES = {
     "text: empty": prose("", "bad.txt: expected text"),
     "text: white space": prose(" \n\t\n", "bad.txt: expected text"),
     "text: not UTF-8": prose(b"caf\xe9\nline\n", r"bad.txt:1: expected UTF-8, found byte 0xe9"),
-    "text: UTF-16": prose(TEXT.encode("utf-16"), "bad.txt:1: expected UTF-8"),
+    "text: UTF-16": prose(TEXT.encode("utf-16"), "bad.txt: expected UTF-8, found UTF-16: iconv"),
     "text: end marker": prose(f"one\ntwo{END}three", r"bad.txt:2: found <\|endoftext\|>"),
     "conversations: not JSON": data("[{'user': 'a'}]", "bad.json:1:3: not valid JSON"),
     "conversations: cut short": data(pairs(3)[:-9], "bad.json:1:.*not valid JSON"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_cli import weights_of
 
 from gpt2chat import checkpoint, pretrained
 from gpt2chat.chatbot import GPT2Chatbot
@@ -18,7 +19,7 @@ from gpt2chat.errors import CheckpointError, ConfigError, ContextError, DataErro
 from gpt2chat.model import GPT2, GPT2Config
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.tokenizer import Tokenizer
-from gpt2chat.training import TrainConfig, make_optimizer, train, weights_of
+from gpt2chat.training import TrainConfig, make_optimizer, train
 
 CHAT, FEW_SHOT = TEMPLATES["chat"], TEMPLATES["few-shot"]
 TAUGHT = [("Hello", "Hi there, 明日 👋!"), ("What is the capital of France?", "Paris.")]
@@ -404,10 +405,8 @@ def test_a_wrong_option_is_refused_and_changes_nothing(bot: GPT2Chatbot, options
 
 
 def test_an_unknown_template_is_refused_by_name(raw: Checkpoint) -> None:
-    bot = bot_with(raw, template="morse")
     with pytest.raises(ConfigError, match="template: expected one of chat"):
-        bot.chat("Hello")
-    assert bot.messages == []
+        bot_with(raw, template="morse")
 
 
 # -- the cache -----------------------------------------------------------------------------------------------------
@@ -438,3 +437,11 @@ def test_two_bots_on_one_checkpoint_do_not_meet(raw: Checkpoint) -> None:
     pieces += first
     other.chat("Yet something else", **options)
     assert ["".join(pieces), one.chat("Go on", **options)] == expected
+
+
+def test_the_named_model_loads_at_the_first_answer(tiny_checkpoint: Path) -> None:
+    bot = GPT2Chatbot(str(tiny_checkpoint), generation=GenerationConfig(max_new_tokens=4, seed=0))
+    first = bot.chat("Hello")
+    assert bot.messages == [Message("user", "Hello"), Message("assistant", first)]
+    again = GPT2Chatbot(str(tiny_checkpoint), generation=GenerationConfig(max_new_tokens=4, seed=0))
+    assert "".join(again.complete([Message("user", "Hello")])) == first

@@ -99,8 +99,8 @@ def test_empty_sides_and_duplicates_are_left_out_and_named(tmp_path: Path) -> No
     rows = [pair("a", "b"), pair("", "b"), pair("a", " \n"), pair(" a", "b "), pair("a", "c"), pair("a", "b")]
     assert contents(read_conversations(write(tmp_path / "p.json", rows), report)) == [("a", "b"), ("a", "c")]
     assert report.lines() == [
-        "2 records without text on one side, left out: record 2, record 3",
-        "2 records that repeat an earlier one, used once: record 4, record 6",
+        "2 records without text on one side, left out: p.json record 2, p.json record 3",
+        "2 records that repeat an earlier one, used once: p.json record 4, p.json record 6",
     ]
 
 

@@ -56,6 +56,9 @@ ADD_EXAMPLES = """examples = [
 chatbot.add_custom_examples(examples)
 """  # noqa: E501 - as it stands in the guide
 
+# What a small stand-in may be told of: its size is not the one named, and its context fills up.
+EXPECTED_NOTICES = {"the file holds another size than", "the context of"}
+
 SMALL = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_ctx=256)
 RELEASED = GPT2Config()  # 124M
 # As published with the weights.
@@ -148,7 +151,8 @@ def follow_the_guide(desk: Desk) -> None:
     asked = 'after = chatbot.chat("Who created you?", temperature=0)\nassert type(response) is type(after) is str\n'
     (desk.folder / "guide.py").write_text(USE + ADD_EXAMPLES + asked, "utf-8")
     result = desk.run("python guide.py")
-    assert (result.returncode, result.stderr) == (0, ""), result.stderr
+    assert result.returncode == 0, result.stderr
+    assert notices(result.stderr) <= EXPECTED_NOTICES
     assert result.stdout.endswith("\n")
 
     desk.saved.unlink()
@@ -157,6 +161,12 @@ def follow_the_guide(desk: Desk) -> None:
     assert desk.saved.exists()
     assert result.stdout.strip()
     assert "trained_model.pt, trained from gpt2-small (124M)" in result.stderr
+
+
+def notices(stderr: str) -> set[str]:
+    """The beginnings of the lines on stderr that are known, and the other lines as they are."""
+    lines = stderr.splitlines()
+    return {next((n for n in EXPECTED_NOTICES if line.startswith(n)), line) for line in lines}
 
 
 def test_the_guide_runs_unchanged(tmp_path: Path) -> None:
@@ -219,7 +229,8 @@ def test_a_trained_file_alone_is_enough_to_chat(tmp_path: Path) -> None:
         HF_HOME=str(home),
         HF_HUB_OFFLINE="0",
     )
-    assert (result.returncode, result.stderr) == (0, "")
+    assert result.returncode == 0, result.stderr
+    assert notices(result.stderr) <= EXPECTED_NOTICES
     first, *_, last = result.stdout.splitlines()
     assert (first, last) == ("there is no network here", "str")
     assert not home.exists()
@@ -231,4 +242,5 @@ def test_examples_are_shown_to_the_model_without_training(tmp_path: Path) -> Non
     script = script.replace("print(response)", "before = chatbot.decoder.prompt_tokens; chatbot.reset()")
     script += "chatbot.chat('Tell me what you learned'); assert chatbot.decoder.prompt_tokens > before + 30\n"
     result = spawn(["-c", script], tmp_path, HF_HOME=str(tmp_path / "home"))
-    assert (result.returncode, result.stderr) == (0, "")
+    assert result.returncode == 0, result.stderr
+    assert notices(result.stderr) <= EXPECTED_NOTICES

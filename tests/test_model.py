@@ -183,13 +183,27 @@ def test_released_names_are_those_of_the_reference(small: transformers.GPT2LMHea
 
 @pytest.mark.parametrize("prefixed", [True, False])
 @torch.inference_mode()
-def test_a_saved_folder_of_the_reference_loads(
-    small: transformers.GPT2LMHeadModel, tmp_path: Path, prefixed: bool
-) -> None:
-    (small if prefixed else small.transformer).save_pretrained(tmp_path)
+def test_a_saved_folder_of_the_reference_loads(tmp_path: Path, prefixed: bool) -> None:
+    reference = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=2, n_head=2, n_embd=32)).eval()
+    (reference if prefixed else reference.transformer).save_pretrained(tmp_path)
     loaded = pretrained.load(str(tmp_path)).build_model()
     ids = random_ids(2, 50)
-    assert (logits(loaded, ids) - small(ids).logits).abs().max() < 1e-4
+    assert (logits(loaded, ids) - reference(ids).logits).abs().max() < 1e-4
+
+
+@torch.inference_mode()
+def test_rows_beyond_the_vocabulary_are_padding_and_fewer_are_refused(tmp_path: Path) -> None:
+    config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=50304)
+    reference = transformers.GPT2LMHeadModel(config).eval()
+    reference.save_pretrained(tmp_path / "padded")
+    loaded = pretrained.load(str(tmp_path / "padded"))
+    assert loaded.config.vocab_size == 50257
+    ids = random_ids(2, 50)
+    assert (logits(loaded.build_model(), ids) - reference(ids).logits[..., :50257]).abs().max() < 1e-4
+    config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=1000, eos_token_id=0, bos_token_id=0)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "other")
+    with pytest.raises(WeightsError, match="expected GPT-2's 50257 tokens, found 1000"):
+        pretrained.load(str(tmp_path / "other"))
 
 
 def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def _chat(name: str, device: str) -> None:
 
     began = time.perf_counter()
     greedy = GenerationConfig(temperature=0.0)
-    bot = GPT2Chatbot(generation=greedy, device=device, notice=lambda line: say(f"note: {line}"))
+    bot = GPT2Chatbot(name, generation=greedy, device=device, notice=lambda line: say(f"note: {line}"))
     open_model(bot, name)
     say(f"loaded in {time.perf_counter() - began:.1f} s; answers are greedy (temperature 0)")
     talk(bot)
