@@ -10,10 +10,10 @@ from collections.abc import Callable, Generator, Sequence
 
 from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
-from gpt2chat.conversation import Conversation, Message, Template, fit, render_prompt, template_named
+from gpt2chat.conversation import Conversation, Message, Template, fit, template_named
 from gpt2chat.data import pairs_to_messages
 from gpt2chat.errors import ConfigError
-from gpt2chat.generation import Decoder, stream_text
+from gpt2chat.generation import Decoder, stream_answer
 from gpt2chat.hardware import pick_device, pick_dtype
 from gpt2chat.model import MODEL_SIZES
 from gpt2chat.sampling import GenerationConfig
@@ -180,9 +180,7 @@ class GPT2Chatbot:
         if dropped and not self._told_dropped:
             self._told_dropped = True
             self._notice(f"the context of {n_ctx} tokens is full: the oldest turns are no longer seen by the model")
-        prompt = render_prompt(kept, template, self.tokenizer)
-        ids = decoder.generate(prompt, generation, {self.tokenizer.end_id})
-        return stream_text(ids, self.tokenizer.stream_decoder(), template.stop, template.lead)
+        return stream_answer(decoder, kept, template, self.tokenizer, generation)
 
     def _generation(self, options: dict[str, object]) -> GenerationConfig:
         known = {field.name for field in dataclasses.fields(GenerationConfig)}

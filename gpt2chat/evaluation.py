@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 
-from gpt2chat.conversation import Conversation, Template, render, render_prompt
+from gpt2chat.conversation import Conversation, Template, render
 from gpt2chat.errors import ConfigError
-from gpt2chat.generation import Decoder, stream_text
+from gpt2chat.generation import Decoder, stream_answer
 from gpt2chat.model import GPT2
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.tokenizer import Tokenizer
@@ -121,8 +121,7 @@ def replies(
     for *before, answer in conversations:
         room = max_new_tokens or max(64, 2 * len(tokenizer.encode(answer.content)))
         config = GenerationConfig(temperature=0, max_new_tokens=room)
-        ids = decoder.generate(render_prompt(before, template, tokenizer), config, {tokenizer.end_id})
-        text = "".join(stream_text(ids, tokenizer.stream_decoder(), template.stop, template.lead))
+        text = "".join(stream_answer(decoder, before, template, tokenizer, config))
         reason = decoder.finish_reason
         stopped = reason == "stop" or (reason is None and not template.trainable)
         yield Reply(before[-1].content, answer.content, text, stopped)

@@ -6,10 +6,11 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 
 import torch
 
+from gpt2chat.conversation import Conversation, Template, render_prompt
 from gpt2chat.errors import ContextError
 from gpt2chat.model import GPT2, KVCache
 from gpt2chat.sampling import GenerationConfig, Sampler
-from gpt2chat.tokenizer import StreamDecoder
+from gpt2chat.tokenizer import StreamDecoder, Tokenizer
 
 PREFILL_TOKENS = 512  # longer prompts go through the model in slices of this size
 
@@ -122,6 +123,14 @@ class StopFilter:
             if self._held.endswith(string[:size]):
                 return size
         return 0
+
+
+def stream_answer(
+    decoder: Decoder, conversation: Conversation, template: Template, tokenizer: Tokenizer, config: GenerationConfig
+) -> Generator[str, None, None]:
+    """Answer the last message of a conversation piece by piece: rendered, decoded, ended as the template says."""
+    ids = decoder.generate(render_prompt(conversation, template, tokenizer), config, {tokenizer.end_id})
+    return stream_text(ids, tokenizer.stream_decoder(), template.stop, template.lead)
 
 
 def stream_text(

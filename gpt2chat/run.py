@@ -23,7 +23,7 @@ from gpt2chat import checkpoint
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import Example, Message, render_prompt
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
-from gpt2chat.generation import Decoder, stream_text
+from gpt2chat.generation import Decoder, stream_answer
 from gpt2chat.model import GPT2
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.tokenizer import Tokenizer
@@ -96,7 +96,7 @@ class Run:
         self.row_tokens, self.dtype, self.patience = row_tokens, dtype, patience
         self.settings = settings or {}
         self.tokenizer = Tokenizer.gpt2()
-        self.probes = {question: self._prompt(question) for question in probes}
+        self.probes = list(dict.fromkeys(map(self._probe, probes)))
         self.history: list[dict[str, Any]] = []
         self.number = 0
         self.best: float | None = None
@@ -105,14 +105,14 @@ class Run:
         self.finished = False
         self._saved = time.monotonic()
 
-    def _prompt(self, question: str) -> list[int]:
-        """Render a probe question; raises ConfigError now rather than in the middle of training."""
+    def _probe(self, question: str) -> str:
+        """Return the question; raises ConfigError now rather than in the middle of training."""
         if not question.strip() or question != question.encode("utf-8", "replace").decode("utf-8"):
             raise ConfigError(f"probe: expected text in UTF-8, got {question!r}")
-        prompt = render_prompt([Message("user", question)], self.base.template, self.tokenizer)
-        if len(prompt) >= self.model.config.n_ctx:
-            raise ConfigError(f"probe: expected under {self.model.config.n_ctx} tokens, got {len(prompt)}")
-        return prompt
+        tokens = len(render_prompt([Message("user", question)], self.base.template, self.tokenizer))
+        if tokens >= self.model.config.n_ctx:
+            raise ConfigError(f"probe: expected under {self.model.config.n_ctx} tokens, got {tokens}")
+        return question
 
     @property
     def finished_early(self) -> bool:
@@ -167,7 +167,7 @@ class Run:
         if self.validation:
             loss = mean_loss(self.model, self.validation, self.row_tokens, self.tokenizer.end_id, self.dtype)
             improved = math.isfinite(loss) and (self.best is None or loss < self.best)
-        answers = [(question, self._answer(prompt)) for question, prompt in self.probes.items()]
+        answers = [(question, self._answer(question)) for question in self.probes]
         if improved:  # on the disk first: what is noted as best is there, whatever interrupts
             self.save_best(loss)
             self.best, self.waited = loss, 0
@@ -181,14 +181,12 @@ class Run:
                 _append(self.files.samples, {"step": self.number, "question": question, "answer": answer})
         return Evaluation(self.number, loss, improved, answers)
 
-    def _answer(self, prompt: list[int]) -> str:
+    def _answer(self, question: str) -> str:
         """Answer greedily, so that two moments of training can be compared."""
         self.model.eval()
-        ids = Decoder(self.model).generate(
-            prompt, GenerationConfig(temperature=0, max_new_tokens=60), {self.tokenizer.end_id}
-        )
-        template = self.base.template
-        return "".join(stream_text(ids, self.tokenizer.stream_decoder(), template.stop, template.lead))
+        config = GenerationConfig(temperature=0, max_new_tokens=60)
+        asked = [Message("user", question)]
+        return "".join(stream_answer(Decoder(self.model), asked, self.base.template, self.tokenizer, config))
 
     def _checkpoint(self, training: dict[str, Any] | None, validation_loss: float | None) -> Checkpoint:
         about = {**self.base.about, **self.settings.get("about", {}), "step": self.number}

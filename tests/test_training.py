@@ -21,10 +21,10 @@ from torch import Tensor
 
 from gpt2chat import checkpoint
 from gpt2chat.checkpoint import Checkpoint
-from gpt2chat.conversation import TEMPLATES, Example, Message, render, render_prompt
+from gpt2chat.conversation import TEMPLATES, Example, Message, render
 from gpt2chat.data import Dataset, Record, Report, collate, render_records
 from gpt2chat.errors import ConfigError, TrainingError
-from gpt2chat.generation import Decoder, stream_text
+from gpt2chat.generation import Decoder, stream_answer
 from gpt2chat.loss import IGNORE, summed_loss
 from gpt2chat.model import GPT2, MODEL_SIZES, GPT2Config
 from gpt2chat.sampling import GenerationConfig
@@ -383,10 +383,9 @@ def test_a_tiny_model_learns_three_pairs_and_says_them_back_from_its_file(
     assert loaded.template == CHAT
     decoder = Decoder(loaded.build_model())
     for user, bot in PAIRS:
-        prompt = render_prompt([Message("user", user)], loaded.template, tokenizer)
-        ids = decoder.generate(prompt, GenerationConfig(temperature=0, max_new_tokens=40), {tokenizer.end_id})
-        text = "".join(stream_text(ids, tokenizer.stream_decoder(), loaded.template.stop, loaded.template.lead))
-        assert text == bot
+        config = GenerationConfig(temperature=0, max_new_tokens=40)
+        answer = stream_answer(decoder, [Message("user", user)], loaded.template, tokenizer, config)
+        assert "".join(answer) == bot
         assert decoder.finish_reason == "stop"
 
 
