@@ -8,6 +8,7 @@ at any moment the old or the new file is there, whole. On the way in every recor
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import pickle
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from gpt2chat.conversation import Message, Template
-from gpt2chat.errors import CheckpointError, ConfigError, DataError
+from gpt2chat.errors import CheckpointError, ConfigError, DataError, DiskFullError
 from gpt2chat.model import GPT2, GPT2Config
 from gpt2chat.tokenizer import Tokenizer
 
@@ -168,11 +169,11 @@ def atomic_writer(path: Path) -> Iterator[Any]:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     except RuntimeError as error:  # torch.save hides the disk's own error behind one of these
         if file is None or file.error is None:
             raise
-        raise _cannot_write(path, file.error) from error
+        raise cannot_write(path, file.error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -196,9 +197,11 @@ class _KeepsFirstError:
         return getattr(self._file, name)
 
 
-def _cannot_write(path: Path, error: OSError) -> CheckpointError:
+def cannot_write(path: Path, error: OSError) -> CheckpointError:
+    """Return the error to raise when writing a run's file failed: a DiskFullError when it was for want of room."""
     kept = "; the file that was there is unchanged" if path.is_file() else ""
-    return CheckpointError(f"{path}: cannot be written: {error.strerror or error}{kept}")
+    kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else CheckpointError
+    return kind(f"{path}: cannot be written: {error.strerror or error}{kept}")
 
 
 def _sync_folder(folder: Path) -> None:

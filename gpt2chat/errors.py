@@ -21,6 +21,10 @@ class CheckpointError(GPT2ChatError):
     """A `.pt` file is damaged, foreign or of another format version."""
 
 
+class DiskFullError(CheckpointError):
+    """A file of a run could not be written for want of room; what was there before is unchanged."""
+
+
 class WeightsError(GPT2ChatError):
     """Released weights are missing, incomplete or of another architecture."""
 

@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from gpt2chat import checkpoint
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import Example, Message, render_prompt
-from gpt2chat.errors import CheckpointError, ConfigError, DataError
+from gpt2chat.errors import CheckpointError, ConfigError, DataError, DiskFullError
 from gpt2chat.generation import Decoder, stream_answer
 from gpt2chat.model import GPT2
 from gpt2chat.sampling import GenerationConfig
@@ -76,7 +76,10 @@ class Evaluation:
 
 
 class Run:
-    """Holds a run's model, optimizer and files; `finished_early` tells that validation stopped improving."""
+    """Holds a run's model, optimizer and files; `finished_early` tells that validation stopped improving.
+
+    When the disk is full, `wait_for_room` is asked whether to try again; by default the DiskFullError is raised.
+    """
 
     def __init__(
         self,
@@ -103,6 +106,7 @@ class Run:
         self.waited = 0
         self.evaluated = -1
         self.finished = False
+        self.wait_for_room: Callable[[DiskFullError], bool] = lambda error: False
         self._saved = time.monotonic()
 
     def _probe(self, question: str) -> str:
@@ -132,7 +136,7 @@ class Run:
         for path in (self.files.metrics, self.files.samples):
             if path.exists():
                 rows = [row for row in _rows(path) if self._stands(row)]
-                _write_text(path, "".join(map(_line, rows)))
+                self._write(_write_text, path, "".join(map(_line, rows)))
 
     def _stands(self, row: dict[str, Any]) -> bool:
         """Whether a row belongs to what the restored state has behind it; the rest will be done again."""
@@ -140,7 +144,7 @@ class Run:
 
     def begin(self) -> None:
         """Start afresh: an earlier run's metrics and samples under the same name are replaced."""
-        _write_text(self.files.metrics, "")
+        self._write(_write_text, self.files.metrics, "")
         self.files.samples.unlink(missing_ok=True)
 
     def record(self, step: Step) -> None:
@@ -159,7 +163,15 @@ class Run:
         self.history.append(row)
         if len(self.history) > HISTORY_ROWS:  # every other step; validations stay
             self.history = [row for i, row in enumerate(self.history) if i % 2 == 0 or "loss" not in row]
-        _append(self.files.metrics, row)
+        self._write(_append, self.files.metrics, row)
+
+    def _write(self, write: Callable[..., None], *arguments: Any) -> None:
+        while True:
+            try:
+                return write(*arguments)
+            except DiskFullError as error:
+                if not self.wait_for_room(error):
+                    raise
 
     def evaluate(self) -> Evaluation:
         """Validate, answer the probe questions, and keep the weights when they are the best so far."""
@@ -176,9 +188,9 @@ class Run:
         self.evaluated = self.number
         if loss is not None:
             self._keep({"step": self.number, "validation_loss": _finite(loss)})
-        if answers:
-            for question, answer in answers:
-                _append(self.files.samples, {"step": self.number, "question": question, "answer": answer})
+        for question, answer in answers:
+            row = {"step": self.number, "question": question, "answer": answer}
+            self._write(_append, self.files.samples, row)
         return Evaluation(self.number, loss, improved, answers)
 
     def _answer(self, question: str) -> str:
@@ -198,7 +210,7 @@ class Run:
 
     def save_best(self, validation_loss: float | None = None) -> None:
         """Write the checkpoint that is for use: no optimizer state."""
-        checkpoint.save(self._checkpoint(None, validation_loss), self.files.best)
+        self._write(checkpoint.save, self._checkpoint(None, validation_loss), self.files.best)
 
     def save_last(self, finished: bool = False) -> None:
         """Write everything that resuming needs; `finished` says that nothing is left to do."""
@@ -211,7 +223,7 @@ class Run:
             "finished": finished,
             "settings": {name: value for name, value in self.settings.items() if name != "about"},
         }
-        checkpoint.save(self._checkpoint(training, self.best), self.files.last)
+        self._write(checkpoint.save, self._checkpoint(training, self.best), self.files.last)
         self._saved = time.monotonic()
 
     def finish(self) -> None:
@@ -231,11 +243,20 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
+    """Add a line, or none of it."""
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(_line(row))
+        with path.open("ab", buffering=0) as file:
+            line, size = _line(row).encode("utf-8"), file.tell()
+            try:
+                written = file.write(line)
+                if written < len(line):  # the disk had room for a part; asked for the rest, it says why
+                    file.write(line[written:])
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(size)
+                raise
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
+        raise checkpoint.cannot_write(path, error) from error
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -269,13 +290,15 @@ def stored_settings(training: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def check_room(files: RunFiles, parameters: int) -> None:
-    """Compare the free disk space with what a run writes; raises CheckpointError before any work is lost."""
-    needed = parameters * 4 * 4 * 2  # weights for use; weights and AdamW's two moments; each beside its predecessor
+    """Compare the free disk space with what a run writes; raises DiskFullError before any work is lost."""
+    best, last = 4 * parameters, 3 * 4 * parameters  # weights; weights and AdamW's two moments
+    there = sum(path.stat().st_size for path in (files.best, files.last) if path.is_file())
+    needed = best + last + max(best, last) - min(there, best + last)  # a new file is written beside its predecessor
     free = shutil.disk_usage(files.best.parent).free
     if free < needed:
-        raise CheckpointError(
-            f"{files.best.parent}: expected {needed / 1e9:.1f} GB free for the checkpoints of this model, found "
-            f"{free / 1e9:.1f} GB: free some, or pass another --save_path"
+        raise DiskFullError(
+            f"{files.best.parent}: expected {needed / 1e6:.1f} MB free for the checkpoints of this model, found "
+            f"{free / 1e6:.1f} MB: free some, or pass another --save_path"
         )
 
 

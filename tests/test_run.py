@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,9 +20,9 @@ from gpt2chat.chatbot import GPT2Chatbot
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import TEMPLATES, Example, Message, render
 from gpt2chat.data import Dataset
-from gpt2chat.errors import CheckpointError, ConfigError, ContextError, DataError
+from gpt2chat.errors import CheckpointError, ConfigError, ContextError, DataError, DiskFullError
 from gpt2chat.model import GPT2, GPT2Config
-from gpt2chat.run import HISTORY_ROWS, VALIDATION_TOKENS, Run, RunFiles, check_writable, hash_file
+from gpt2chat.run import HISTORY_ROWS, VALIDATION_TOKENS, Run, RunFiles, check_room, check_writable, hash_file
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.training import Step, TrainConfig, make_optimizer, mean_loss, train
 
@@ -374,3 +377,78 @@ def test_what_a_run_wrote_loads_and_answers(tokenizer: Tokenizer, make_run: Make
     losses = [row["validation_loss"] for row in found if "validation_loss" in row]
     assert losses == sorted(losses, reverse=True)
     assert rows(run.files.samples)[-1] == {"step": 60, "question": "Hello", "answer": "Hi there!"}
+
+
+# -- a full disk ---------------------------------------------------------------------------------------------------
+
+FULL = Path("/dev/full")  # takes nothing, for want of room
+needs_dev_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+
+
+@needs_dev_full
+def test_a_run_waits_for_room_and_goes_on(make_run: MakeRun) -> None:
+    run, asked = make_run(), []
+    run.record(step(1))
+    written = run.files.metrics.read_bytes()
+    run.files.metrics.unlink()
+    run.files.metrics.symlink_to(FULL)
+
+    def free_some(error: DiskFullError) -> bool:
+        asked.append(str(error))
+        if len(asked) == 2:
+            run.files.metrics.unlink()
+            run.files.metrics.write_bytes(written)
+        return True
+
+    run.wait_for_room = free_some
+    run.record(step(2))
+    assert [row["step"] for row in rows(run.files.metrics)] == [1, 2]
+    assert len(asked) == 2
+    assert all("bot.metrics.jsonl: cannot be written: No space left" in line for line in asked)
+
+
+@needs_dev_full
+def test_a_full_disk_is_an_error_when_nobody_waits(make_run: MakeRun) -> None:
+    run = make_run()
+    run.record(step(1))
+    run.files.metrics.unlink()
+    run.files.metrics.symlink_to(FULL)
+    with pytest.raises(DiskFullError, match="No space left"):
+        run.record(step(2))
+
+
+def test_the_best_weights_are_noted_only_when_they_are_on_the_disk(
+    make_run: MakeRun, validation: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(validation=validation)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    replies = iter([True, True, False])
+    run.wait_for_room = lambda error: next(replies)
+    monkeypatch.setattr("os.fsync", Mock(side_effect=full))
+    with pytest.raises(DiskFullError):
+        run.evaluate()
+    assert run.best is None
+    assert not run.files.best.exists()
+    monkeypatch.undo()
+    assert run.evaluate().improved
+    assert run.files.best.exists()
+
+
+def test_room_is_counted_before_the_first_step(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million parameters: 4 MB of weights, 12 MB of state, and one of them twice while it is replaced."""
+
+    def free(megabytes: float) -> None:
+        monkeypatch.setattr("shutil.disk_usage", lambda folder: Mock(free=megabytes * 1e6))
+
+    free(28)
+    check_room(files, 1_000_000)
+    free(27.9)
+    with pytest.raises(DiskFullError, match=r"expected 28\.0 MB free .* found 27\.9 MB"):
+        check_room(files, 1_000_000)
+    files.best.write_bytes(bytes(4_000_000))
+    files.last.write_bytes(bytes(12_000_000))
+    free(12)  # an earlier run's files will be replaced one by one
+    check_room(files, 1_000_000)
+    free(11.9)
+    with pytest.raises(DiskFullError):
+        check_room(files, 1_000_000)

@@ -73,7 +73,8 @@ def make_plan(options: dict[str, Any]) -> Plan:
     hashes = {path.as_posix(): hash_file(path) for path in (*options["text_file"], *options["conversation_file"])}
     base = checkpoint.load(options["resume"]) if options["resume"] else pretrained.load(options["model"])
     base = dataclasses.replace(base, template=_template(options["template"], base.template))
-    check_room(files, sum(tensor.numel() for tensor in base.weights.values()))
+    if not (base.training or {}).get("finished"):
+        check_room(files, sum(tensor.numel() for tensor in base.weights.values()))
     data = _prepare(options, base, records, report)
     if options["patience"] and not data.validation:
         raise ConfigError("patience: nothing is held out to validate on: pass --val_fraction 0.1 or more data")

@@ -7,13 +7,14 @@ import functools
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import click
 
-from gpt2chat.errors import ConfigError, GPT2ChatError
+from gpt2chat.errors import ConfigError, DiskFullError, GPT2ChatError
 
 # `--text_file` and `--text-file` are the same option.
 SETTINGS = {
@@ -23,6 +24,7 @@ SETTINGS = {
     "token_normalize_func": lambda name: name.replace("-", "_"),
 }
 RUNTIME_ERROR, USAGE_ERROR = 1, 2
+ROOM_SECONDS = 2.0  # between two tries to write on a full disk
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -92,6 +94,11 @@ class Signals:
         self._critical = False
         self._pending: list[int] = []
 
+    @property
+    def pending(self) -> bool:
+        """Whether a signal waits for the end of a critical section."""
+        return bool(self._pending)
+
     def __enter__(self) -> Signals:
         self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in self._before:
@@ -121,3 +128,22 @@ class Signals:
         if self._pending:
             number, self._pending = self._pending[0], []
             raise Interrupted(number)
+
+
+class RoomWait:
+    """What a run does while its disk is full: it says so, waits, and tries again for ten minutes altogether."""
+
+    def __init__(self, signals: Signals, seconds: float = 600.0) -> None:
+        self._signals, self._left = signals, seconds
+        self._last = -60.0
+
+    def __call__(self, error: DiskFullError) -> bool:
+        """Return True after a pause, False when the patience or the user's has ended."""
+        if self._left <= 0 or self._signals.pending:
+            return False
+        if time.monotonic() - self._last >= 60:
+            self._last = time.monotonic()
+            say(f"\n{error}. Waiting for room, {self._left / 60:.0f} minutes at most; Ctrl-C ends the run")
+        time.sleep(ROOM_SECONDS)
+        self._left -= ROOM_SECONDS
+        return True

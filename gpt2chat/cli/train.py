@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2chat.cli.options import device_options
-from gpt2chat.cli.terminal import SETTINGS, Interrupted, Signals, reports_errors, say
+from gpt2chat.cli.terminal import SETTINGS, Interrupted, RoomWait, Signals, reports_errors, say
 
 if TYPE_CHECKING:
     from gpt2chat.cli.plan import Plan
@@ -107,28 +107,39 @@ def _train(plan: Plan, context: click.Context) -> None:
         say(f"{plan.run.files.last} is at its last step, {plan.run.number}: nothing is left to train")
         return
     with Signals() as signals:
+        plan.run.wait_for_room = RoomWait(signals)
         try:
             _loop(plan, signals)
             plan.run.finish()
-        except Interrupted:
-            _save_interrupted(plan, signals, context)
-            raise
-        except GPT2ChatError:
-            with contextlib.suppress(GPT2ChatError), signals.critical():
-                if plan.run.number:
-                    plan.run.save_last()
+        except (Interrupted, GPT2ChatError) as reason:
+            _save_unfinished(plan, signals, context, reason)
             raise
     _summary(plan.run)
 
 
-def _save_interrupted(plan: Plan, signals: Signals, context: click.Context) -> None:
-    if not plan.run.number:
-        say("nothing was trained yet")
+def _save_unfinished(plan: Plan, signals: Signals, context: click.Context, reason: BaseException) -> None:
+    """Keep what a run that ends early has learnt, and say where it is."""
+    from gpt2chat.errors import GPT2ChatError, TrainingError
+
+    run = plan.run
+    run.wait_for_room = lambda error: False
+    if not run.number:
+        if isinstance(reason, Interrupted):
+            say("nothing was trained yet")
         return
-    with contextlib.suppress(Interrupted), signals.critical():  # asked for twice, it is still one wish
-        plan.run.save_last()
-    say(f"saved after step {plan.run.number} of {plan.total}. Go on with:")
-    say(f"  {_program(context)} --resume {shlex.quote(str(plan.run.files.last))}")
+    try:
+        with contextlib.suppress(Interrupted), signals.critical():  # asked for twice, it is still one wish
+            run.save_last()
+    except GPT2ChatError as error:
+        say(f"step {run.number} could not be saved: {error}")
+        if run.best is not None:
+            say(f"{run.files.best} holds the best weights so far, of validation loss {run.best:.3f}")
+        return
+    if isinstance(reason, TrainingError):  # going on would end in the same way
+        say(f"the weights after step {run.number} of {plan.total} are in {run.files.last}")
+    else:
+        say(f"saved after step {run.number} of {plan.total}. Go on with:")
+        say(f"  {_program(context)} --resume {shlex.quote(str(run.files.last))}")
 
 
 def _program(context: click.Context) -> str:
