@@ -1,5 +1,6 @@
 """Talk to a fine-tuned GPT-2: `python gpt_generate.py --help`, or `from gpt_generate import GPT2Chatbot`."""
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,8 +11,10 @@ __all__ = ["GPT2Chatbot", "main"]
 
 def main() -> None:
     """Run the chat command."""
-    from gpt2chat.cli.chat import chat_command
-
+    try:
+        from gpt2chat.cli.chat import chat_command
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error.name} is not installed for {sys.executable}: README.md shows how to install gpt2chat")
     chat_command(prog_name="gpt_generate.py")
 
 

@@ -12,7 +12,7 @@ from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import Conversation, Message, Template, fit, template_named
 from gpt2chat.data import pairs_to_messages
-from gpt2chat.errors import ConfigError
+from gpt2chat.errors import ConfigError, ContextError
 from gpt2chat.generation import Decoder, stream_answer
 from gpt2chat.hardware import pick_device, pick_dtype
 from gpt2chat.model import MODEL_SIZES
@@ -174,12 +174,17 @@ class GPT2Chatbot:
         if not system and self.system:
             system = [Message("system", self.system)]
         live = [message for message in messages if message.role != "system"]
+        pinned = [*system, *loaded.examples, *self._examples]
         n_ctx = decoder.model.config.n_ctx
-        room = n_ctx - min(generation.max_new_tokens, n_ctx // 4)
-        kept, dropped = fit([*system, *loaded.examples, *self._examples], live, template, self.tokenizer, room)
+        length = min(n_ctx, loaded.trained_length or n_ctx)
+        try:
+            kept, dropped = fit(pinned, live, template, self.tokenizer, _room(length, generation))
+        except ContextError:  # a message longer than all that was taught may still fit the context
+            kept, dropped = fit(pinned, live, template, self.tokenizer, _room(n_ctx, generation))
         if dropped and not self._told_dropped:
             self._told_dropped = True
-            self._notice(f"the context of {n_ctx} tokens is full: the oldest turns are no longer seen by the model")
+            full = f"context of {n_ctx} tokens" if length == n_ctx else f"{length} tokens of conversation it was taught"
+            self._notice(f"the {full} are full: the model no longer sees the oldest turns")
         return stream_answer(decoder, kept, template, self.tokenizer, generation)
 
     def _generation(self, options: dict[str, object]) -> GenerationConfig:
@@ -190,6 +195,11 @@ class GPT2Chatbot:
         if unknown := sorted(set(given) - known):
             raise ConfigError(f"{unknown[0]}: expected one of {', '.join(sorted(known))}")
         return dataclasses.replace(self.generation, **given)  # type: ignore[arg-type]
+
+
+def _room(length: int, generation: GenerationConfig) -> int:
+    """Return how long a prompt may be: up to a quarter is kept free for the answer."""
+    return length - min(generation.max_new_tokens, length // 4)
 
 
 def _text(text: object) -> str:

@@ -27,7 +27,7 @@ from gpt2chat.errors import CheckpointError, ConfigError, DataError, DiskFullErr
 from gpt2chat.model import GPT2, GPT2Config
 from gpt2chat.tokenizer import Tokenizer
 
-FORMAT, VERSION = "gpt2chat", 1
+FORMAT, VERSION = "gpt2chat", 2
 # What a file must hold, and of which type; `training` is None in a file that is only for use.
 FIELDS: dict[str, tuple[type, ...]] = {
     "format": (str,),
@@ -36,6 +36,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "template": (dict,),
     "tokenizer": (str,),
     "weights": (dict,),
+    "trained_length": (int, type(None)),
     "examples": (list,),
     "about": (dict,),
     "history": (list,),
@@ -47,13 +48,15 @@ FIELDS: dict[str, tuple[type, ...]] = {
 class Checkpoint:
     """A model with everything needed to talk to it and to go on training it.
 
-    `about` says where it comes from (base model, arguments, data hashes, versions); `history` holds one dict per
-    logged step; `training` holds the optimizer and the position, or None.
+    `trained_length` is the longest conversation it was taught, in tokens, which chat keeps to (None: the whole
+    context); `about` says where it comes from (base model, arguments, data hashes, versions); `history` holds one
+    dict per logged step; `training` holds the optimizer and the position, or None.
     """
 
     config: GPT2Config
     weights: dict[str, Tensor]
     template: Template
+    trained_length: int | None = None
     examples: list[Message] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -119,6 +122,7 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str], compact: bool = F
         "template": checkpoint.template.to_dict(),
         "tokenizer": Tokenizer.gpt2().fingerprint,
         "weights": pack(weights) if compact else weights,
+        "trained_length": checkpoint.trained_length,
         "examples": [{"role": message.role, "content": message.content} for message in checkpoint.examples],
         "about": checkpoint.about,
         "history": checkpoint.history,
@@ -155,10 +159,16 @@ def _check_plain(value: object, place: str) -> None:
 
 @contextlib.contextmanager
 def atomic_writer(path: Path) -> Iterator[Any]:
-    """Open a file beside `path`; sync and rename it at the end. On any error the old file stays as it was."""
+    """Open a file beside `path`; sync and rename it at the end. On any error the old file stays as it was.
+
+    A link is followed; a device, pipe or folder is refused, for the rename would replace it.
+    """
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     file = None
     try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path}: expected the name of a file, found a folder, device or pipe")
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
         with temporary.open("wb") as raw:
@@ -170,26 +180,41 @@ def atomic_writer(path: Path) -> Iterator[Any]:
         _sync_folder(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
-    except RuntimeError as error:  # torch.save hides the disk's own error behind one of these
-        if file is None or file.error is None:
+    except RuntimeError as error:  # torch.save hides what stopped a write behind one of these
+        stopped = _first_cause(error, file.error if file else None)
+        if isinstance(stopped, OSError):
+            raise cannot_write(path, stopped) from error
+        if isinstance(stopped, Exception):
             raise
-        raise cannot_write(path, file.error) from error
+        raise stopped from None  # Ctrl-C
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
+def _first_cause(error: BaseException, written: BaseException | None) -> BaseException:
+    """Return what stopped a write: what the file itself saw, else an interrupt that `error` hides, else `error`."""
+    if written is not None:
+        return written
+    before: BaseException | None = error
+    while before is not None:
+        if not isinstance(before, Exception):
+            return before
+        before = before.__context__
+    return error
+
+
 class _KeepsFirstError:
-    """A file that remembers its first OSError, which torch.save reports as something else."""
+    """A file that remembers what first stopped a write (a full disk, Ctrl-C), which torch.save reports as its own."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def write(self, data: Any) -> int:
         try:
             return self._file.write(data)
-        except OSError as error:
+        except BaseException as error:
             self.error = self.error or error
             raise
 
@@ -281,10 +306,13 @@ def _check_records(path: Path) -> None:
 def _from_content(content: object) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError("expected a gpt2chat checkpoint, found another program's file")
-    if content.get("version") != VERSION:
-        raise CheckpointError(
-            f"expected format version {VERSION}, found {content.get('version')!r}: update gpt2chat to read it"
-        )
+    version = content.get("version")
+    if version == 1:  # did not say how long its conversations were
+        content = {**content, "version": VERSION, "trained_length": None}
+    elif version != VERSION:
+        newer = isinstance(version, int) and version > VERSION
+        advice = "update gpt2chat to read it" if newer else "no version of gpt2chat has written that"
+        raise CheckpointError(f"expected format version 1 or {VERSION}, found {version!r}: {advice}")
     if set(content) != set(FIELDS):
         raise CheckpointError(f"expected the fields {sorted(FIELDS)}, found {sorted(map(str, content))}")
     for name, types in FIELDS.items():
@@ -292,18 +320,27 @@ def _from_content(content: object) -> Checkpoint:
             raise CheckpointError(f"field {name}: expected {types[0].__name__}, found {type(content[name]).__name__}")
     if content["tokenizer"] != Tokenizer.gpt2().fingerprint:
         raise CheckpointError("was made with another vocabulary than GPT-2's")
-    if not all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in content["history"]):
-        raise CheckpointError("field history: expected rows with a step")
+    if not all(isinstance(row, dict) and _is_history(row) for row in content["history"]):
+        raise CheckpointError("field history: expected rows with a step and losses")
     config = GPT2Config.from_dict(content["config"])
+    length = content["trained_length"]
+    if length is not None and not 0 < length <= config.n_ctx:
+        raise CheckpointError(f"field trained_length: expected 1 to {config.n_ctx}, found {length}")
     return Checkpoint(
         config=config,
         weights=check_weights(config, {name: _unpack(name, stored) for name, stored in content["weights"].items()}),
         template=Template.from_dict(content["template"]),
+        trained_length=length,
         examples=[_message(entry) for entry in content["examples"]],
         about=content["about"],
         history=content["history"],
         training=content["training"],
     )
+
+
+def _is_history(row: dict[str, Any]) -> bool:
+    losses = [row.get(name) for name in ("loss", "validation_loss")]
+    return isinstance(row.get("step"), int) and all(isinstance(loss, (float, int, type(None))) for loss in losses)
 
 
 def _message(entry: object) -> Message:

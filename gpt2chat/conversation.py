@@ -99,6 +99,8 @@ TEMPLATES = {
             "",
             ("\n### Instruction:",),
         ),
+        # No marks at all: the answer goes on with the text.
+        Template("text", "", "\n\n", "", "", "", END_OF_TEXT),
         # microsoft/DialoGPT: turns without names, each ended by the end token.
         Template("dialogpt", "", END_OF_TEXT, "", END_OF_TEXT, "", END_OF_TEXT),
     )

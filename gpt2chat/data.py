@@ -22,8 +22,6 @@ from gpt2chat.errors import DataError
 from gpt2chat.loss import IGNORE, Batch
 from gpt2chat.tokenizer import END_OF_TEXT, Tokenizer
 
-MAX_JOINED = 4  # exchanges that may follow each other in one training conversation
-
 
 @dataclass(frozen=True)
 class Record:
@@ -260,7 +258,8 @@ class Dataset:
         if self.text_share is not None and own and texts:
             ids = sum(len(example.ids) for example in self.conversations)
             wanted, mean = ids * self.text_share / (1 - self.text_share), np.mean([len(e.ids) for e in self.texts])
-            count = max(1, round(wanted / float(mean)))
+            exact = wanted / float(mean)
+            count = int(exact) + (rng.random() < exact % 1)  # whole blocks; right on average over the epochs
             chosen = [i for _ in range(count // len(texts)) for i in texts] + rng.sample(texts, count % len(texts))
         order = [*range(own), *chosen]
         rng.shuffle(order)
@@ -294,8 +293,8 @@ def collate(
 ) -> Batch:
     """Lay documents out in rows: positions restart and attention ends at each document's border.
 
-    Two single exchanges in a row become one conversation with probability `join`, so that a model taught on pairs
-    has seen earlier turns. Padding is masked from the loss; it goes up to a multiple of 64, but not past `limit`.
+    A single exchange goes on the conversation of the one before with probability `join`, so that a model taught on
+    pairs has seen earlier turns. Padding is masked from the loss; it goes up to a multiple of 64, but not past `limit`.
     """
     rng = rng or random.Random(0)
     used = [sum(len(example.ids) for example in row) for row in rows]
@@ -306,15 +305,15 @@ def collate(
     positions = np.zeros((len(rows), width), np.int64)
     segment = np.full((len(rows), width), -1, np.int64)
     for r, row in enumerate(rows):
-        at = begin = joined = number = 0
+        at = begin = number = 0
+        open_end = False  # whether the document before may be followed by another exchange
         for example in row:
             end = at + len(example.ids)
             if end == at:
                 continue
-            follows = example.joinable and 0 < joined < MAX_JOINED and rng.random() < join
-            if not follows:
-                begin, joined, number = at, 0, number + 1
-            joined = joined + 1 if example.joinable else 0
+            if not (open_end and example.joinable and rng.random() < join):
+                begin, number = at, number + 1
+            open_end = example.joinable
             ids[r, at:end] = example.ids
             labels[r, at : end - 1] = np.where(example.loss_mask[1:], ids[r, at + 1 : end], IGNORE)
             positions[r, at:end] = np.arange(at - begin, end - begin)

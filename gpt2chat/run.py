@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -95,7 +96,7 @@ class Run:
         settings: dict[str, Any] | None = None,
     ) -> None:
         self.model, self.optimizer, self.base, self.files = model, optimizer, base, files
-        self.validation = _first_tokens(validation, VALIDATION_TOKENS)
+        self.validation = _sample(validation, VALIDATION_TOKENS)
         self.row_tokens, self.dtype, self.patience = row_tokens, dtype, patience
         self.settings = settings or {}
         self.tokenizer = Tokenizer.gpt2()
@@ -266,9 +267,12 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _first_tokens(examples: Sequence[Example], limit: int) -> list[Example]:
+def _sample(examples: Sequence[Example], limit: int) -> list[Example]:
+    """Return examples of about `limit` ids in all, evenly of every kind and the same ones each time."""
+    if sum(len(example.ids) for example in examples) <= limit:
+        return list(examples)
     kept, total = [], 0
-    for example in examples:
+    for example in random.Random(0).sample(examples, len(examples)):
         if total >= limit:
             break
         kept.append(example)
@@ -306,8 +310,9 @@ def check_writable(files: RunFiles) -> None:
     """Try to write beside the checkpoint before any work is done; raises CheckpointError."""
     probe = files.beside("writable")
     try:
-        if files.best.is_dir():
-            raise CheckpointError(f"{files.best}: expected a file name for the checkpoint, found a folder")
+        if files.best.exists() and not files.best.is_file():
+            found = "a folder" if files.best.is_dir() else "a device or pipe"
+            raise CheckpointError(f"{files.best}: expected a file name for the checkpoint, found {found}")
         with checkpoint.atomic_writer(probe) as file:
             file.write(b"")
         probe.unlink()

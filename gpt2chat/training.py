@@ -42,7 +42,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
     row_tokens: int = 256
-    join: float = 0.5
+    join: float = 0.9
     seed: int = 0
 
     def __post_init__(self) -> None:

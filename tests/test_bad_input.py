@@ -125,7 +125,7 @@ CASES = {
     "model: raw pickle with code": model("bad.pt", "bad.pt", pickle.dumps(Payload())),
     "model: zip with code": model("bad.pt", "bad.pt: .*refused", zipped({"format": "gpt2chat", "x": Payload()})),
     "model: another program's": model("bad.pt", "another program's", zipped({"state_dict": {}})),
-    "model: a later version": model("bad.pt", "version 1, found 99", zipped({"format": "gpt2chat", "version": 99})),
+    "model: a later version": model("bad.pt", "version 1 or 2, found 99: update", zipped({"format": "gpt2chat", "version": 99})),
     "model: folder without weights": Case("train --model folder --text_file text.txt", BROKEN, "folder: expected"),
     # places
     "save: a folder": option("--save_path folder", "folder: expected a file name", BROKEN),

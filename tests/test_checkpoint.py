@@ -11,7 +11,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy
 import pytest
@@ -312,7 +312,10 @@ REFUSED: dict[str, Callable[[dict[str, Any]], object]] = {
     "an extra field": lambda content: content.update(more=1),
     "a missing field": lambda content: content.pop("history"),
     "an older version": lambda content: content.update(version=0),
-    "a newer version": lambda content: content.update(version=2),
+    "a newer version": lambda content: content.update(version=3),
+    "a version of no kind": lambda content: content.update(version="1"),
+    "a history without numbers": lambda content: content.update(history=[{"step": 1, "loss": "x"}]),
+    "a length beyond the context": lambda content: content.update(trained_length=17),
     "another format": lambda content: content.update(format="other"),
     "another vocabulary": lambda content: content.update(tokenizer="0" * 64),
     "weights as a list": lambda content: content.update(weights=[]),
@@ -401,6 +404,15 @@ def test_what_killed_saves_left_behind_is_swept(original: Checkpoint, path: Path
     assert kept == {path.name, *names[1:]}  # another living run's and another file's are none of our business
 
 
+def test_a_file_of_the_first_version_is_read(path: Path, original: Checkpoint) -> None:
+    content, old = torch.load(path, weights_only=True), path.with_name("old.pt")
+    del content["trained_length"]
+    torch.save({**content, "version": 1}, old)
+    loaded = load(old)
+    assert loaded.trained_length is None
+    assert all(torch.equal(loaded.weights[name], original.weights[name]) for name in original.weights)
+
+
 FULL = """
 import resource, sys
 from gpt2chat import checkpoint
@@ -432,6 +444,49 @@ class FullDisk(OSError):
         super().__init__(28, "No space left on device")
 
 
+@pytest.mark.parametrize("number", [1, 3, 10])
+def test_an_interrupt_within_a_write_stays_an_interrupt(
+    number: int, original: Checkpoint, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, calls = path.read_bytes(), []
+
+    class Pressed(checkpoint._KeepsFirstError):
+        def __init__(self, file: IO[bytes]) -> None:
+            super().__init__(Keyboard(file))
+
+    class Keyboard:
+        def __init__(self, file: IO[bytes]) -> None:
+            self._file = file
+
+        def write(self, data: bytes) -> int:
+            calls.append(len(data))
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return self._file.write(data)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+    monkeypatch.setattr(checkpoint, "_KeepsFirstError", Pressed)
+    with pytest.raises(KeyboardInterrupt):
+        save(original, path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_a_link_is_followed_and_a_pipe_refused(original: Checkpoint, path: Path) -> None:
+    link, pipe = path.with_name("link.pt"), path.with_name("pipe.pt")
+    link.symlink_to(path)
+    path.write_bytes(b"")
+    save(original, link)
+    assert link.is_symlink()
+    assert load(path).config == original.config
+    os.mkfifo(pipe)
+    with pytest.raises(CheckpointError, match=r"pipe.pt: expected the name of a file, found a folder, device or pipe"):
+        save(original, pipe)
+    assert pipe.is_fifo()
+
+
 def test_an_error_while_syncing_keeps_the_old_file(
     original: Checkpoint, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -450,7 +505,7 @@ def test_a_place_that_cannot_be_written_is_named(original: Checkpoint, tmp_path:
     (tmp_path / "file").touch()
     (tmp_path / "folder.pt").mkdir()
     for place in (tmp_path / "folder.pt", tmp_path / "file" / "a.pt"):
-        with pytest.raises(CheckpointError, match=r"cannot be written"):
+        with pytest.raises(CheckpointError, match=r"cannot be written|expected the name of a file"):
             save(original, place)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder.pt"]
 

@@ -481,12 +481,12 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     assert child.wait(timeout=60) == code
     said = (tmp_path / "log.txt").read_text("utf-8")
     assert "Traceback" not in said
-    stopped = re.search(r"^saved after step (\d+) of (\d+)\. Go on with:\n  python (.+)$", said, re.M)
+    stopped = re.search(r"^saved after step (\d+) of (\d+)\. Go on with:\n  (.+)$", said, re.M)
     assert stopped, said
     assert int(stopped[1]) < int(stopped[2]) == 80
 
-    result = spawn(shlex.split(stopped[3]), tmp_path)
-    assert result.returncode == 0, result.stderr
+    typed = subprocess.run(stopped[3], shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert typed.returncode == 0, typed.stderr
     for name in ("trained_model.pt", "trained_model.last.pt"):
         assert same_weights(tmp_path / name, uninterrupted / name)
     records = [
@@ -556,6 +556,31 @@ def test_an_interrupt_while_the_best_is_being_written_does_not_lose_it(
     monkeypatch.setattr(checkpoint, "save", interrupted_save)
     assert train(tiny, *options).exit_code == 130
     assert calls == ["trained_model.pt", "trained_model.last.pt"]
+    assert train(tiny, "--resume").exit_code == 0
+    assert same_weights(place / "trained_model.pt", place / "whole.pt")
+
+
+@pytest.mark.parametrize("options", [(), ("--val_fraction", "0.25", "--eval_every", "2")], ids=["last", "best"])
+@pytest.mark.parametrize("number", [1, 4, 19])
+def test_an_interrupt_in_the_middle_of_writing_loses_nothing(
+    number: int, options: tuple[str, ...], tiny: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "pairs.json").write_text(pairs(12), "utf-8")
+    options = ("--epochs", "4", *options)
+    assert train(tiny, *options, "--save_path", "whole.pt").exit_code == 0
+    write, calls = checkpoint._KeepsFirstError.write, []
+
+    def interrupted_write(self: checkpoint._KeepsFirstError, data: bytes) -> int:
+        calls.extend([1] if len(data) else [])  # a run that tries whether it may write writes nothing
+        if len(data) and len(calls) == number:
+            signal.raise_signal(signal.SIGINT)
+        return write(self, data)
+
+    monkeypatch.setattr(checkpoint._KeepsFirstError, "write", interrupted_write)
+    monkeypatch.setattr("gpt2chat.run._write_text", lambda path, text: path.write_text(text, "utf-8"))
+    result = train(tiny, *options)
+    assert (result.exit_code, "Go on with" in result.stderr) == (130, True)
+    assert not list(place.glob(".*tmp*"))
     assert train(tiny, "--resume").exit_code == 0
     assert same_weights(place / "trained_model.pt", place / "whole.pt")
 

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from gpt2chat.conversation import TEMPLATES, Example, Message, render
 from gpt2chat.data import (
-    MAX_JOINED,
     Dataset,
     Record,
     Report,
@@ -406,10 +405,9 @@ def test_documents_in_a_row_neither_see_nor_foretell_each_other(rows: list[list[
     assert batch.tokens == sum(len(example.ids) for row in rows for example in row)
     assert seen.any(-1).all()  # a position that sees nothing would become NaN
     for r, row in enumerate(rows):
-        ids, labels, positions, segments, follow = [], [], [], [], 0
+        ids, labels, positions, segments = [], [], [], []
         for i, example in enumerate(row):
-            joined = i > 0 and join == 1 and example.joinable and row[i - 1].joinable and follow < MAX_JOINED
-            follow = follow + 1 if joined else 1
+            joined = i > 0 and join == 1 and example.joinable and row[i - 1].joinable
             begin = positions[-1] + 1 if joined else 0
             segments += [segments[-1] if joined else i] * len(example.ids)
             ids += example.ids
@@ -438,9 +436,9 @@ def test_an_empty_example_in_a_row_changes_nothing() -> None:
         assert batch.tokens == 3
 
 
-def test_pairs_join_into_one_conversation_of_at_most_four() -> None:
+def test_pairs_join_into_one_conversation() -> None:
     row = [plain(3, joinable=True)] * 6
-    assert collate([row], PAD, 1.0).positions[0, :18].tolist() == [*range(12), *range(6)]
+    assert collate([row], PAD, 1.0).positions[0, :18].tolist() == [*range(18)]
     assert collate([row], PAD, 0.0).positions[0, :18].tolist() == [*range(3)] * 6
     starts = [
         (collate([row] * 200, PAD, 0.5, random.Random(seed)).positions[:, 3:6] == torch.arange(3))

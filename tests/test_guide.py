@@ -139,11 +139,11 @@ class Desk:
 
 def follow_the_guide(desk: Desk) -> None:
     """All of it, from the first command to the last block."""
-    for line in (TRAIN_ON_TEXT, TRAIN_ON_CONVERSATIONS):
+    for line, template in ((TRAIN_ON_TEXT, "few-shot"), (TRAIN_ON_CONVERSATIONS, "chat")):
         desk.saved.unlink(missing_ok=True)
         result = desk.run(line)
         assert (result.returncode, result.stdout) == (0, ""), result.stderr
-        assert checkpoint.load(desk.saved).template.name == "chat"
+        assert checkpoint.load(desk.saved).template.name == template
     place = desk.folder / "path" / "to" / "your"
     place.mkdir(parents=True)
     shutil.copy(desk.saved, place)

@@ -22,7 +22,7 @@ from gpt2chat.conversation import TEMPLATES, Example, Message, render
 from gpt2chat.data import Dataset
 from gpt2chat.errors import CheckpointError, ConfigError, ContextError, DataError, DiskFullError
 from gpt2chat.model import GPT2, GPT2Config
-from gpt2chat.run import HISTORY_ROWS, VALIDATION_TOKENS, Run, RunFiles, check_room, check_writable, hash_file
+from gpt2chat.run import HISTORY_ROWS, Run, RunFiles, check_room, check_writable, hash_file
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.training import Step, TrainConfig, make_optimizer, mean_loss, train
 
@@ -168,8 +168,11 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_best(make_run: MakeRu
 
 
 def test_validation_looks_at_no_more_than_its_share(make_run: MakeRun) -> None:
-    long = [Example([1] * 64, [True] * 64)] * (VALIDATION_TOKENS // 64 + 50)
-    assert len(make_run(validation=long).validation) == VALIDATION_TOKENS // 64
+    pairs, texts = [Example([1] * 64, [True] * 64)] * 1000, [Example([2] * 64, [True] * 64)] * 1000
+    chosen = make_run(validation=[*pairs, *texts]).validation
+    assert len(chosen) == 1024  # 65,536 tokens
+    assert 400 < sum(example.ids[0] == 2 for example in chosen) < 624  # of both kinds
+    assert make_run(validation=pairs).validation == pairs
 
 
 # -- going on ------------------------------------------------------------------------------------------------------

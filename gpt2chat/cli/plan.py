@@ -23,9 +23,10 @@ from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.training import Step, TrainConfig, count_steps, default_learning_rate, make_optimizer, train
 from gpt2chat.version import __version__
 
-TEXT_BLOCK = 256  # ids per row of text when --max_length does not say
+TEXT_BLOCK = 256  # ids per row of text when --max_length does not say ...
+CONVERSATION_ROW = 512  # ... and of conversations: single pairs are joined up to this length
 LARGE = 1000  # so many conversations or text blocks are enough to hold some out unasked
-ENOUGH_STEPS = {"conversations": 150, "texts": 50}  # epochs are chosen to reach this many optimizer steps ...
+ENOUGH_STEPS = {"conversations": 90, "texts": 50}  # epochs are chosen to reach this many optimizer steps ...
 MOST_EPOCHS = {"conversations": 30, "texts": 10}  # ... but no more passes than this
 OWN_EACH_TIME = ("resume", "interactive", "device")  # options that an interrupted run does not pass on
 
@@ -72,12 +73,14 @@ def make_plan(options: dict[str, Any]) -> Plan:
     check_writable(files)
     hashes = {path.as_posix(): hash_file(path) for path in (*options["text_file"], *options["conversation_file"])}
     base = checkpoint.load(options["resume"]) if options["resume"] else pretrained.load(options["model"])
-    base = dataclasses.replace(base, template=_template(options["template"], base.template))
+    base = dataclasses.replace(base, template=_template(options["template"], base.template, bool(records[0])))
     if not (base.training or {}).get("finished"):
         check_room(files, sum(tensor.numel() for tensor in base.weights.values()))
     data = _prepare(options, base, records, report)
     if options["patience"] and not data.validation:
         raise ConfigError("patience: nothing is held out to validate on: pass --val_fraction 0.1 or more data")
+    if data.dataset.conversations:
+        base = dataclasses.replace(base, trained_length=data.row_tokens)
     config, lines = _config(options, base, data)
     device = pick_device(options["device"])
     dtype = pick_dtype(options["dtype"], device)
@@ -85,7 +88,8 @@ def make_plan(options: dict[str, Any]) -> Plan:
     run = _run(options, base, files, config, data, dtype, settings)
     total = sum(count_steps(data.dataset, config))
     every = options["eval_every"] or max(1, total // 10)
-    lines = [pretrained.describe(base), *data.lines, *[f"note: {line}" for line in report.lines()], *lines]
+    notes = [f"note: {line}" for line in (*report.lines(), *_run_notes(options, files, run, data))]
+    lines = [pretrained.describe(base), *data.lines, *notes, *lines]
     lines.append(f"training {total} steps on {device} in {str(dtype).removeprefix('torch.')}, saving to {files.best}")
     return Plan(run, data.dataset, config, dtype, total, every, lines)
 
@@ -111,7 +115,7 @@ def _check(options: dict[str, Any]) -> None:
     if options["text_share"] is not None and not (options["text_file"] and options["conversation_file"]):
         raise ConfigError("text_share: expected both --text_file and --conversation_file, got one of them")
     if options["template"]:
-        _template(options["template"], TEMPLATES["chat"])
+        _template(options["template"], TEMPLATES["chat"], True)
     if options["patience"] and options["val_fraction"] == 0:
         raise ConfigError("patience: expected a --val_fraction above 0, got 0: there is nothing to validate on")
 
@@ -125,10 +129,10 @@ def _spare_the_data(files: RunFiles, options: dict[str, Any]) -> None:
             raise ConfigError(f"save_path: {path} is training data and would be overwritten; pass another name")
 
 
-def _template(name: str | None, own: Template) -> Template:
-    """Return the template to train with: the one asked for, else the model's own if it can be trained, else chat."""
+def _template(name: str | None, own: Template, conversations: bool) -> Template:
+    """Return the template asked for, else the model's own; conversations need one with an end token."""
     if name is None:
-        return own if own.trainable else TEMPLATES["chat"]
+        return own if own.trainable or not conversations else TEMPLATES["chat"]
     template = template_named(name)
     if not template.trainable:
         raise ConfigError(f"template: {name} is for untrained models and has no end token to learn: use chat")
@@ -167,7 +171,8 @@ def _prepare(
     if not dataset.examples:
         raise ConfigError("val_fraction: nothing is left to train on; hold out less")
     longest = max(len(example.ids) for example in dataset.examples)
-    row = min(n_ctx, max(block if blocks else TEXT_BLOCK, -(-longest // 64) * 64))
+    wanted = max(options["max_length"] or CONVERSATION_ROW if conversations else block, block if blocks else 0)
+    row = min(n_ctx, max(wanted, -(-longest // 64) * 64))
     return _Data(dataset, [*held_pairs, *held_texts], row, lines + _mix_lines(dataset))
 
 
@@ -189,9 +194,8 @@ def _hold_out(
 def _mix_lines(dataset: Dataset) -> list[str]:
     if not dataset.conversations or not dataset.texts:
         return []
-    lengths = [len(example.ids) for example in dataset.examples]
-    order = dataset.epoch(0, 0)
-    share = sum(lengths[i] for i in order if i >= len(dataset.conversations)) / sum(lengths[i] for i in order)
+    pairs, texts = (sum(len(example.ids) for example in part) for part in (dataset.conversations, dataset.texts))
+    share = texts / (pairs + texts) if dataset.text_share is None else dataset.text_share
     return [f"mix: {share:.0%} of the tokens are text, {1 - share:.0%} conversation (--text_share changes it)"]
 
 
@@ -226,6 +230,15 @@ def _config(options: dict[str, Any], base: Checkpoint, data: _Data) -> tuple[Tra
     return config, lines
 
 
+def _run_notes(options: dict[str, Any], files: RunFiles, run: Run, data: _Data) -> Iterator[str]:
+    """Yield what else the user should know before the first step."""
+    replaced = [path.name for path in (files.best, files.last) if path.exists()]
+    if replaced and not options["resume"]:
+        yield f"{' and '.join(replaced)} of an earlier run will be replaced"
+    if len(run.validation) < len(data.validation):
+        yield f"each validation looks at {len(run.validation)} of the {len(data.validation)} held out, the same ones"
+
+
 def _settings(options: dict[str, Any], hashes: dict[str, str], config: TrainConfig) -> dict[str, Any]:
     """Return what a checkpoint stores of a run, as plain data."""
     plain = {name: _plain(value) for name, value in options.items() if name not in OWN_EACH_TIME}
@@ -240,7 +253,7 @@ def _plain(value: Any) -> Any:
 
 def _about(options: dict[str, Any], base: Checkpoint, hashes: dict[str, str], dtype: torch.dtype) -> dict[str, Any]:
     return {
-        "name": f"{options['save_path'].name}, trained from {pretrained.name_of(base)}",
+        "name": base.about["name"] if options["resume"] else _name(options["save_path"], base),
         "data_sha256": {Path(name).name: digest for name, digest in hashes.items()},
         "gpt2chat": __version__,
         "torch": str(torch.__version__),
@@ -248,6 +261,10 @@ def _about(options: dict[str, Any], base: Checkpoint, hashes: dict[str, str], dt
         "threads": torch.get_num_threads(),
         "dtype": str(dtype),
     }
+
+
+def _name(path: Path, base: Checkpoint) -> str:
+    return f"{path.name}, trained from {pretrained.name_of(base)}"
 
 
 def _run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from gpt2chat.run import Evaluation
     from gpt2chat.training import Step
 
+SHOWN_STEPS = 5
 PLAIN_SECONDS = 10.0  # without a terminal: one line so often
 
 
@@ -24,7 +26,7 @@ class Progress:
         self._total, self._done = total, done
         self._tty = sys.stderr.isatty()
         self._validation = ""
-        self._smooth: float | None = None
+        self._losses: deque[float] = deque(maxlen=SHOWN_STEPS)
         self._began = self._last = time.monotonic()
         self._tokens = 0
 
@@ -38,15 +40,16 @@ class Progress:
         self._bar.close()
 
     def step(self, step: Step) -> None:
-        """Draw one step; the shown loss is a running mean."""
+        """Draw one step; the shown loss is the mean of the last few."""
         if step.skipped:
             self.note(f"step {step.number}: gradients were not finite, the weights were left alone")
         else:
-            self._smooth = step.loss if self._smooth is None else 0.9 * self._smooth + 0.1 * step.loss
+            self._losses.append(step.loss)
         self._tokens += step.tokens
         spent = time.monotonic() - self._began
         rate = self._tokens / spent
-        shown = f"loss {self._smooth or step.loss:.3f}{self._validation}, lr {step.learning_rate:.1e}, {rate:.0f} tok/s"
+        loss = sum(self._losses) / len(self._losses) if self._losses else step.loss
+        shown = f"loss {loss:.3f}{self._validation}, lr {step.learning_rate:.1e}, {rate:.0f} tok/s"
         self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update()
         now = time.monotonic()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shlex
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -24,6 +27,8 @@ SETTINGS = {
     "token_normalize_func": lambda name: name.replace("-", "_"),
 }
 RUNTIME_ERROR, USAGE_ERROR = 1, 2
+NEEDED = ("torch", "numpy", "tiktoken", "tqdm", "safetensors", "huggingface_hub")
+INSTALL = "activate the environment (. .venv/bin/activate), or install with: pip install -c constraints.txt -e ."
 ROOM_SECONDS = 2.0  # between two tries to write on a full disk
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -43,6 +48,22 @@ def say(line: str = "") -> None:
         click.echo(line, err=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def program(name: str) -> str:
+    """Return what to type here to run `train` or `chat` in the way this program was run, with this interpreter."""
+    if str(click.get_current_context().find_root().info_name).endswith(".py"):
+        script = Path(sys.argv[0]).with_name("train_chatbot.py" if name == "train" else "gpt_generate.py")
+        return f"{_typed('python', sys.executable)} {shlex.quote(str(script))}"
+    own = Path(sys.argv[0]).stem == "gpt2chat"
+    return f"{_typed('gpt2chat', sys.argv[0]) if own else 'gpt2chat'} {name}"
+
+
+def _typed(name: str, path: str) -> str:
+    """Return `name` if the shell finds `path` under it, else the shortest way to write `path`."""
+    if Path(shutil.which(name) or "").parent == Path(path).parent:
+        return name
+    return shlex.quote(min(os.path.relpath(path), os.path.abspath(path), key=len))
 
 
 def tolerate_any_text() -> None:
@@ -80,6 +101,10 @@ def reports_errors(function: Command) -> Command:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
+        except ModuleNotFoundError as error:
+            if error.name not in NEEDED:
+                raise
+            fail(f"{error.name} is not installed for {sys.executable}: {INSTALL}", RUNTIME_ERROR)
 
     return wrapper  # type: ignore[return-value]
 

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2chat.cli.options import device_options
-from gpt2chat.cli.terminal import SETTINGS, Interrupted, RoomWait, Signals, reports_errors, say
+from gpt2chat.cli.terminal import SETTINGS, Interrupted, RoomWait, Signals, program, reports_errors, say
 
 if TYPE_CHECKING:
     from gpt2chat.cli.plan import Plan
-    from gpt2chat.run import Run
 
 FILE = click.Path(path_type=Path)
 
@@ -37,7 +36,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--too_long", type=click.Choice(["error", "skip", "cut"]), default="error", help="Longer conversations.")
 @click.option("--text_separator", help="Cut a text file into documents at this string.")
 @click.option("--text_share", type=float, help="With both kinds of data: share of the tokens that is text.")
-@click.option("--join", type=float, default=0.5, help="How often single pairs follow each other as one conversation.")
+@click.option("--join", type=float, default=0.9, help="How often a single pair goes on the conversation before it.")
 @click.option("--template", help="How turns are written.  [default: the model's own, or chat]")
 @click.option("--val_fraction", type=float, help="Share held out to validate.  [default: 0.05 of large data, else 0]")
 @click.option("--eval_every", type=int, help="Steps between validations.  [default: a tenth of the run]")
@@ -84,11 +83,10 @@ def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str,
     path = Path(given["resume"]) if given["resume"] != "auto" else RunFiles(given["save_path"]).last
     loaded = checkpoint.load(path)
     if loaded.training is None:
-        raise CheckpointError(f"{path}: expected a .last.pt with training state, found a checkpoint that is for use")
-    stored = dict(stored_settings(loaded.training, path)["options"])
-    for name in ("text_file", "conversation_file"):
-        stored[name] = tuple(Path(entry) for entry in stored[name])
-    stored |= {"probe": tuple(stored["probe"]), "save_path": Path(stored["save_path"])}
+        beside = RunFiles(path).last
+        hint = f": pass {beside}" if beside.exists() else ""
+        raise CheckpointError(f"{path}: expected a .last.pt with training state, found one that is for use{hint}")
+    stored = _converted(context, stored_settings(loaded.training, path)["options"], given, path)
     for name, value in given.items():
         explicit = context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
         if explicit and name not in OWN_EACH_TIME and value != stored.get(name):
@@ -96,6 +94,20 @@ def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str,
     if path.name.endswith(".last.pt"):  # the run's files stay together, also when they were moved
         stored["save_path"] = path.with_name(path.name.removesuffix(".last.pt") + ".pt")
     return {**stored, **{name: given[name] for name in OWN_EACH_TIME}, "resume": path}
+
+
+def _converted(context: click.Context, stored: dict[str, Any], given: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return stored options as the command line would have parsed them; one that is younger than the file is added."""
+    from gpt2chat.errors import CheckpointError
+
+    converted = dict(given)
+    for param in context.command.params:
+        if param.name in stored:
+            try:
+                converted[param.name] = param.type_cast_value(context, stored[param.name])
+            except (click.BadParameter, TypeError) as error:
+                raise CheckpointError(f"{path}: its option {param.name} is damaged: {error}") from error
+    return converted
 
 
 def _train(plan: Plan, context: click.Context) -> None:
@@ -114,7 +126,7 @@ def _train(plan: Plan, context: click.Context) -> None:
         except (Interrupted, GPT2ChatError) as reason:
             _save_unfinished(plan, signals, context, reason)
             raise
-    _summary(plan.run)
+    _summary(plan, context.params["interactive"])
 
 
 def _save_unfinished(plan: Plan, signals: Signals, context: click.Context, reason: BaseException) -> None:
@@ -139,12 +151,8 @@ def _save_unfinished(plan: Plan, signals: Signals, context: click.Context, reaso
         say(f"the weights after step {run.number} of {plan.total} are in {run.files.last}")
     else:
         say(f"saved after step {run.number} of {plan.total}. Go on with:")
-        say(f"  {_program(context)} --resume {shlex.quote(str(run.files.last))}")
-
-
-def _program(context: click.Context) -> str:
-    name = context.command_path
-    return f"python {name}" if name.endswith(".py") else name
+        interactive = " --interactive" if context.params["interactive"] else ""
+        say(f"  {program('train')} --resume {shlex.quote(str(run.files.last))}{interactive}")
 
 
 def _loop(plan: Plan, signals: Signals) -> None:
@@ -171,10 +179,11 @@ def _loop(plan: Plan, signals: Signals) -> None:
             progress.note(f"stopped early: {run.patience} validations in a row brought no progress")
 
 
-def _summary(run: Run) -> None:
+def _summary(plan: Plan, interactive: bool) -> None:
     from gpt2chat.checkpoint import atomic_writer
     from gpt2chat.cli import curve
 
+    run = plan.run
     train, validation = curve.series(run.history)
     if len(train) > 1:
         say("loss")
@@ -185,7 +194,14 @@ def _summary(run: Run) -> None:
     best = "" if run.best is None else f", best validation loss {run.best:.3f}"
     say(f"saved {run.files.best} ({run.files.best.stat().st_size / 1e6:.0f} MB{best})")
     beside = (run.files.last, run.files.metrics, run.files.curve, run.files.samples)
-    say(f"beside it: {', '.join(path.name for path in beside if path.exists())}")
+    sizes = [f"{path.name} ({path.stat().st_size / 1e6:.0f} MB)" for path in beside[:1] if path.exists()]
+    say(f"beside it: {', '.join([*sizes, *[path.name for path in beside[1:] if path.exists()]])}")
+    if len(train) > 1 and train[-1][1] > train[0][1]:
+        say(f"warning: the loss rose from {train[0][1]:.3f} to {train[-1][1]:.3f}: lower --learning_rate")
+    if not interactive:
+        say(f"talk to it: {program('chat')} {shlex.quote(str(run.files.best))}")
+        if not plan.dataset.conversations:
+            say("it has only seen text: with --template text it goes on with what you type")
 
 
 def _chat(name: str, device: str) -> None:
