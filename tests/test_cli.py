@@ -13,6 +13,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from click.testing import Result
@@ -33,8 +34,10 @@ from helpers_cli import (
 from gpt2chat import checkpoint
 from gpt2chat.chatbot import GPT2Chatbot
 from gpt2chat.cli import main
+from gpt2chat.cli.progress import Progress
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.tokenizer import Tokenizer
+from gpt2chat.training import Step
 
 COMMANDS = ([], ["train"], ["chat"], ["eval"], ["inspect"])
 GREEDY = ("--temperature", "0", "--max_new_tokens", "12")
@@ -187,6 +190,51 @@ def test_text_and_conversations_in_one_run_state_their_mix(tiny: Path, place: Pa
         shares.append(int(stated[1]))
     assert shares[0] > 80
     assert 35 <= shares[1] <= 65
+
+
+def test_pairs_that_repeat_those_of_another_file_are_used_once_and_named(tiny: Path, place: Path) -> None:
+    (place / "more.json").write_text(pairs(8), "utf-8")
+    files = ("--conversation_file", "pairs.json", "--conversation_file", "more.json")
+    result = train(tiny, *files, "--epochs", "1")
+    assert result.exit_code == 0
+    assert re.search(r"^8 conversations of", result.stderr, re.M)
+    assert re.search(r"^note: 6 records that repeat an earlier one, .*: more\.json record 1,", result.stderr, re.M)
+
+
+@pytest.mark.parametrize(("count", "few"), [(9, True), (10, False)])
+def test_fewer_than_ten_conversations_are_warned_about(count: int, few: bool, tiny: Path, place: Path) -> None:
+    (place / "pairs.json").write_text(pairs(count), "utf-8")
+    result = train(tiny, "--epochs", "1")
+    assert result.exit_code == 0
+    assert ("warning: fewer than ten conversations" in result.stderr) == few
+
+
+def test_auto_trains_in_bfloat16_where_the_hardware_has_it(
+    tiny: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    for name in ("auto", "bfloat16", "float32"):
+        chosen = () if name == "auto" else ("--dtype", name)
+        result = train(tiny, "--epochs", "1", "--device", "cpu", "--save_path", f"{name}.pt", *chosen)
+        assert result.exit_code == 0
+        assert f"steps on cpu in {'bfloat16' if name == 'auto' else name}, saving" in result.stderr
+    assert same_weights(place / "auto.pt", place / "bfloat16.pt")
+    assert not same_weights(place / "auto.pt", place / "float32.pt")
+
+
+def test_without_a_terminal_a_line_tells_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("gpt2chat.cli.progress.time", Mock(monotonic=lambda: now[0]))
+    with Progress(total=15, done=10) as progress:
+        for number, now[0] in ((11, 3.0), (12, 6.0), (13, 15.0), (15, 20.0)):
+            progress.step(Step(number, 15, 2.0, 1e-3, 1.0, tokens=50, targets=30, seconds=3.0))
+    assert re.findall(r"^step (\d+)/15  loss 2\.000, .* tok/s, (\d+) s left$", capsys.readouterr().err, re.M) == [
+        ("11", "12"),
+        ("13", "10"),
+        ("15", "0"),
+    ]
 
 
 def test_validation_is_reported_and_the_best_is_kept(tiny: Path, place: Path) -> None:

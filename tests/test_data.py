@@ -237,6 +237,12 @@ def test_a_file_name_with_braces_is_only_a_name(tmp_path: Path, name: str) -> No
     assert str(caught.value).startswith(f"{tmp_path / name}: record 1: bot: found")
 
 
+def test_line_ends_of_windows_become_line_feeds(tmp_path: Path) -> None:
+    (tmp_path / "crlf.txt").write_bytes(b"one\r\ntwo\r\n===\r\nthree\r\n")
+    assert contents(read_text(tmp_path / "crlf.txt")) == ["one\ntwo\n===\nthree"]
+    assert contents(read_text(tmp_path / "crlf.txt", "===\n")) == ["one\ntwo", "three"]
+
+
 def test_a_separator_cuts_a_text_into_documents_with_their_lines(tmp_path: Path) -> None:
     path = write(tmp_path / "text.txt", "one\nmore\n===\ntwo\n===\n \n===\nthree\n")
     records = read_text(path, "===\n")

@@ -88,6 +88,13 @@ def test_the_answers_vary(model: GPT2) -> None:
     assert greedy != answer(Decoder(model), BASE, SEEDED)
 
 
+def test_the_repetition_penalty_reaches_the_prompt_and_the_answer_so_far(model: GPT2) -> None:
+    strong = GenerationConfig(temperature=0, max_new_tokens=40, repetition_penalty=100)
+    mild = GenerationConfig(temperature=0, max_new_tokens=40)
+    answers = [answer(Decoder(model), BASE, config) for config in (strong, mild)]
+    assert [len({*BASE, *found}) == len(BASE) + 40 for found in answers] == [True, False]
+
+
 def test_a_closed_stream_leaves_a_usable_decoder(model: GPT2) -> None:
     decoder = Decoder(model)
     stream = decoder.generate(BASE, GREEDY, ())

@@ -169,6 +169,14 @@ def test_equal_seeds_give_equal_weights(tiny_config: GPT2Config) -> None:
     assert not torch.equal(first["wte.weight"], other["wte.weight"])
 
 
+def test_fresh_residual_projections_are_smaller_the_deeper_the_network() -> None:
+    model = GPT2(GPT2Config(n_layer=8, n_head=2, n_embd=64, n_ctx=64, vocab_size=VOCAB)).init_weights(0)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            expected = 0.02 / 4 if "c_proj" in name else 0.02  # 1 / sqrt(2 * 8) is a quarter
+            assert parameter.std().item() == pytest.approx(expected, rel=0.1)
+
+
 def test_released_names_round_trip(tiny_model: GPT2) -> None:
     back, weights = pretrained.to_our_names(pretrained.to_released_names(tiny_model)), tiny_model.state_dict()
     assert back.keys() == weights.keys()

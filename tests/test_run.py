@@ -269,6 +269,19 @@ def test_a_fresh_run_replaces_the_record_of_an_earlier_one(make_run: MakeRun) ->
     assert len(rows(run.files.metrics)) == len(rows(run.files.samples)) == 1
 
 
+def test_the_state_to_resume_from_is_written_every_ten_minutes(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("gpt2chat.run.time", Mock(monotonic=lambda: now[0]))
+    run, saved = make_run(), list[int | None]()
+    for number, now[0] in enumerate([1.0, 599.0, 601.0, 1200.0, 1202.0], 1):
+        run.record(step(number))
+        training = checkpoint.load(run.files.last).training if run.files.last.exists() else None
+        saved.append(training and training["step"])
+    assert saved == [None, None, 3, 3, 5]
+
+
 # -- the record ----------------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from gpt2chat.conversation import TEMPLATES, Example, Message, render
 from gpt2chat.data import Dataset, Record, Report, collate, render_records
 from gpt2chat.errors import ConfigError, TrainingError
 from gpt2chat.generation import Decoder, stream_answer
+from gpt2chat.hardware import pick_dtype
 from gpt2chat.loss import IGNORE, summed_loss
 from gpt2chat.model import GPT2, MODEL_SIZES, GPT2Config
 from gpt2chat.sampling import GenerationConfig
@@ -120,6 +121,21 @@ def test_projecting_only_the_targets_gives_the_loss_over_all_logits(seed: int) -
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
+def test_a_step_projects_its_targets_and_little_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, projected = network(), list[int]()
+    project = model.logits
+
+    def counted(hidden: Tensor) -> Tensor:
+        projected.append(hidden.shape[:-1].numel())
+        return project(hidden)
+
+    monkeypatch.setattr(model, "logits", counted)
+    mostly_given = Example([1] * 100, [False] * 97 + [True] * 3)
+    [step] = run(model, TrainConfig(row_tokens=100), data=Dataset([mostly_given] * 4))
+    assert (step.tokens, step.targets) == (400, 12)
+    assert projected == [64]
+
+
 def test_the_loss_of_a_step_is_the_mean_over_its_targets() -> None:
     model = network()
     before = mean_loss(model, DATA.examples, CONFIG.row_tokens, PAD)
@@ -193,6 +209,14 @@ def test_dropout_is_on_while_training_and_off_while_validating() -> None:
     assert mean_loss(with_dropout, DATA.examples, 64, PAD) == mean_loss(with_dropout, DATA.examples, 64, PAD)
 
 
+def test_the_dropout_of_a_step_depends_on_the_seed_and_its_number() -> None:
+    unmoved = TrainConfig(epochs=3, row_tokens=64, learning_rate=1e-30)
+    one = Dataset(examples(1))
+    losses = [step.loss for seed in (0, 1) for step in run(network(0.5), dataclasses.replace(unmoved, seed=seed), one)]
+    assert len(set(losses)) == len(losses) == 6
+    assert len({step.loss for step in run(network(), unmoved, one)}) == 1
+
+
 # -- gradients that are not finite ---------------------------------------------------------------------------------
 
 
@@ -238,6 +262,46 @@ def test_large_gradients_are_clipped_to_the_norm_asked_for() -> None:
 
 def norm_of(model: GPT2) -> float:
     return math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None))
+
+
+# -- number types and kernels --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_matrix_products_run_in_the_type_asked_for_and_weights_stay_float32(dtype: torch.dtype) -> None:
+    model, found = network(), set[torch.dtype]()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda module, given, out: found.add(out.dtype))
+    next(train(model, DATA, CONFIG, make_optimizer(model, CONFIG), PAD, dtype))
+    assert found == {dtype}
+    found.clear()
+    mean_loss(model, DATA.examples[:2], 64, PAD, dtype)
+    assert found == {dtype}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("query", "device"),
+    [
+        ("torch.cuda.is_bf16_supported", "cuda"),
+        ("torch.cpu._is_amx_tile_supported", "cpu"),
+        ("torch.cpu._is_avx512_bf16_supported", "cpu"),
+    ],
+)
+def test_auto_is_bfloat16_only_where_the_hardware_has_it(
+    query: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cuda.is_bf16_supported", "cpu._is_amx_tile_supported", "cpu._is_avx512_bf16_supported"):
+        monkeypatch.setattr(f"torch.{name}", lambda **_: False)
+    assert pick_dtype("auto", torch.device(device)) == torch.float32
+    monkeypatch.setattr(query, lambda **_: True)
+    assert pick_dtype("auto", torch.device(device)) == torch.bfloat16
+    assert pick_dtype("float32", torch.device(device)) == torch.float32
+
+
+def test_the_optimizer_updates_in_one_fused_kernel() -> None:
+    assert all(group["fused"] for group in make_optimizer(network(), CONFIG).param_groups)
 
 
 # -- rates, decay, frozen weights ----------------------------------------------------------------------------------
