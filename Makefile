@@ -24,6 +24,7 @@ check: .venv/check
 	touch $@
 
 .venv/core: .venv/pip setup.cfg constraints.txt
+	@echo "installing torch and five small packages into .venv: a few minutes the first time"
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	touch $@
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Generator, Sequence
 
 from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
-from gpt2chat.conversation import Conversation, Message, Template, fit, template_named
+from gpt2chat.conversation import Conversation, Message, Template, fit_context, template_named
 from gpt2chat.data import pairs_to_messages
-from gpt2chat.errors import ConfigError, ContextError
+from gpt2chat.errors import ConfigError
 from gpt2chat.generation import Decoder, stream_answer
 from gpt2chat.hardware import pick_device, pick_dtype
 from gpt2chat.model import MODEL_SIZES
@@ -41,6 +41,8 @@ class GPT2Chatbot:
         dtype: str = "float32",
         notice: Callable[[str], None] | None = None,
     ) -> None:
+        if not isinstance(model_name, (str, type(None))):
+            raise ConfigError(f"model_name: expected a name, got {model_name!r}")
         self.model_name = model_name or pretrained.DEFAULT_MODEL
         self._expected = MODEL_SIZES.get(pretrained.canonical_name(model_name or ""))
         self.generation = generation or GenerationConfig()
@@ -59,11 +61,12 @@ class GPT2Chatbot:
     # -- the model ---------------------------------------------------------------------------------------------
 
     def load_model(self, path: str | os.PathLike[str]) -> None:
-        """Use the checkpoint at `path`, a `.pt` file; the conversation starts anew, custom examples stay.
+        """Use the checkpoint at `path`, a `.pt` file, or a built-in name; the conversation starts anew.
 
-        Raises CheckpointError; the model in use stays when the file cannot be read.
+        Custom examples stay. Raises CheckpointError; the model in use stays when the file cannot be read.
         """
-        self.use(checkpoint.load(path))
+        named = pretrained.is_known(os.fspath(path))
+        self.use(pretrained.load(os.fspath(path)) if named else checkpoint.load(path))
 
     def use(self, loaded: Checkpoint) -> None:
         """Talk with a checkpoint that is in memory; the conversation starts anew."""
@@ -128,12 +131,29 @@ class GPT2Chatbot:
         """Tell the model before the conversation what it is about; None or "none" takes that back."""
         self.system = None if topic in (None, "none") else f"The conversation is about {topic}."
 
-    def chat(self, text: str, **options: object) -> str:
+    def chat(
+        self,
+        text: str,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        **options: object,
+    ) -> str:
         """Answer `text` and remember both; the options are those of `GenerationConfig`, for this answer alone."""
-        return "".join(self.stream(text, **options))
+        return "".join(self.stream(text, max_tokens, temperature, top_p, **options))
 
-    def stream(self, text: str, **options: object) -> Generator[str, None, None]:
+    def stream(
+        self,
+        text: str,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        **options: object,
+    ) -> Generator[str, None, None]:
         """Answer piece by piece. Both turns are remembered at the end, also when the reader stops early."""
+        options |= {"temperature": temperature, "top_p": top_p}
+        if max_tokens is not None:
+            options["max_new_tokens"] = max_tokens
         question, generation = Message("user", _text(text)), self._generation(options)
         self._end_stream()
         stream = self._answer(question, generation)
@@ -176,11 +196,9 @@ class GPT2Chatbot:
         live = [message for message in messages if message.role != "system"]
         pinned = [*system, *loaded.examples, *self._examples]
         n_ctx = decoder.model.config.n_ctx
-        length = min(n_ctx, loaded.trained_length or n_ctx)
-        try:
-            kept, dropped = fit(pinned, live, template, self.tokenizer, _room(length, generation))
-        except ContextError:  # a message longer than all that was taught may still fit the context
-            kept, dropped = fit(pinned, live, template, self.tokenizer, _room(n_ctx, generation))
+        length = loaded.trained_length or n_ctx
+        room = generation.max_new_tokens
+        kept, dropped = fit_context(pinned, live, template, self.tokenizer, length, n_ctx, room)
         if dropped and not self._told_dropped:
             self._told_dropped = True
             full = f"context of {n_ctx} tokens" if length == n_ctx else f"{length} tokens of conversation it was taught"
@@ -189,17 +207,10 @@ class GPT2Chatbot:
 
     def _generation(self, options: dict[str, object]) -> GenerationConfig:
         known = {field.name for field in dataclasses.fields(GenerationConfig)}
-        if "max_tokens" in options:  # the name other chat APIs use
-            options["max_new_tokens"] = options.pop("max_tokens")
         given = {name: value for name, value in options.items() if value is not None}
         if unknown := sorted(set(given) - known):
             raise ConfigError(f"{unknown[0]}: expected one of {', '.join(sorted(known))}")
         return dataclasses.replace(self.generation, **given)  # type: ignore[arg-type]
-
-
-def _room(length: int, generation: GenerationConfig) -> int:
-    """Return how long a prompt may be: up to a quarter is kept free for the answer."""
-    return length - min(generation.max_new_tokens, length // 4)
 
 
 def _text(text: object) -> str:

@@ -268,7 +268,9 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=os.name == "posix")
         return _from_content(content)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
+        last = path.with_name(f"{path.stem}.last.pt")
+        hint = f"; of a run that has not ended there is {last}" if last.exists() else f" in {Path.cwd()}"
+        raise CheckpointError(f"{path}: no such file{'' if path.is_absolute() else hint}") from None
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (ConfigError, DataError) as error:
@@ -286,6 +288,9 @@ def _check_records(path: Path) -> None:
     if size == 0:
         raise CheckpointError("expected a checkpoint, found an empty file")
     try:
+        with path.open("rb") as file:
+            if (begins := file.read(2)) != b"PK":
+                raise CheckpointError(f"expected a .pt written by gpt2chat, found a file that begins with {begins!r}")
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
             if not any(record.filename.endswith("/data.pkl") for record in records):

@@ -230,3 +230,22 @@ def fit(
         if not turns_kept or len(render_prompt(fitted, template, tokenizer)) <= max_tokens:
             return fitted, len(examples) + len(old) - sum(map(len, kept))
         (kept[1] or kept[0]).pop(0)
+
+
+def fit_context(
+    pinned: Conversation,
+    live: Conversation,
+    template: Template,
+    tokenizer: Tokenizer,
+    length: int,
+    n_ctx: int,
+    max_new_tokens: int = 256,
+) -> tuple[list[Message], int]:
+    """Fit a chat into `length` tokens of a context of `n_ctx`, as `fit` does, with room for the answer.
+
+    Up to a quarter is kept free. A newest message that is longer than `length` allows may still fill the context.
+    """
+    try:
+        return fit(pinned, live, template, tokenizer, length - min(max_new_tokens, length // 4))
+    except ContextError:
+        return fit(pinned, live, template, tokenizer, n_ctx - min(max_new_tokens, n_ctx // 4))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,12 +95,13 @@ def read_text(path: Path, separator: str | None = None, report: Report | None = 
 
 def _refuse_end_marker(text: str, place: str, line: int | None = None) -> None:
     at = text.find(END_OF_TEXT)
-    if at >= 0:
-        where = place if line is None else f"{place}:{line + text.count(chr(10), 0, at)}"
-        raise DataError(
-            f"{where}: found {END_OF_TEXT}, which gpt2chat adds by "
-            f'itself: remove it, or pass --text_separator "{END_OF_TEXT}" if it separates documents of a text'
-        )
+    if at < 0:
+        return
+    separator = ""
+    if line is not None:  # of a text file
+        place = f"{place}:{line + text.count(chr(10), 0, at)}"
+        separator = f', or pass --text_separator "{END_OF_TEXT}" if it separates documents'
+    raise DataError(f"{place}: found {END_OF_TEXT}, which gpt2chat adds by itself: remove it{separator}")
 
 
 def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -117,14 +119,7 @@ def read_conversations(path: Path, report: Report, seen: set[tuple[Message, ...]
     text = read_utf8(path)
     if not text.strip():
         raise DataError(f'{path}: expected a JSON list of {{"user": str, "bot": str}}, found an empty file')
-    try:
-        rows = json.loads(text, object_pairs_hook=_no_duplicate_keys)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
-    except RecursionError:
-        raise DataError(f"{path}: not valid JSON: nested too deeply") from None
-    except (DataError, ValueError) as error:
-        raise DataError(f"{path}: {error}") from error
+    rows = _parse(path, text)
     if not isinstance(rows, list) or not rows:
         found = "an empty list" if rows == [] else f"a JSON {type(rows).__name__}"
         raise DataError(f'{path}: expected a list of {{"user": str, "bot": str}}, found {found}')
@@ -144,6 +139,40 @@ def read_conversations(path: Path, report: Report, seen: set[tuple[Message, ...]
     return records
 
 
+def _parse(path: Path, text: str) -> object:
+    """Parse JSON; raises DataError with the place of a fault and, where it is a common one, the mend."""
+    begun = 0
+
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal begun
+        begun += 1
+        return _no_duplicate_keys(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=checked)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}{_hint(text, error)}"
+        ) from None
+    except RecursionError:
+        raise DataError(f"{path}: not valid JSON: nested too deeply") from None
+    except DataError as error:
+        raise DataError(f"{path}: record {begun}: {error}") from None
+    except ValueError as error:  # a number of too many digits
+        raise DataError(f"{path}: record {begun + 1}: {error}") from None
+
+
+def _hint(text: str, error: json.JSONDecodeError) -> str:
+    before = text[: error.pos].rstrip()
+    if before.endswith(",") and text[error.pos : error.pos + 1] in ("]", "}", ""):
+        return f": remove the comma at the end of line {before.count(chr(10)) + 1}"
+    if error.msg == "Extra data" and text.lstrip().startswith("{"):
+        return ": expected one list, [...] with commas between the records"
+    if not text.lstrip().startswith(("[", "{")):
+        return ": a plain text goes to --text_file"
+    return ""
+
+
 def _pair(row: object, place: str, report: Report) -> tuple[Message, ...]:
     """The one place where the file format's `user` and `bot` become roles."""
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("user", "bot")):
@@ -154,11 +183,15 @@ def _pair(row: object, place: str, report: Report) -> tuple[Message, ...]:
         report.add(f"records with the key {key!r}, which is not used", place.rpartition(": ")[2])
     for key in ("user", "bot"):
         _refuse_end_marker(row[key], f"{place}: {key}")
+        if any("\ud800" <= char <= "\udfff" for char in row[key]):
+            report.add("records with half of a character (a lone surrogate), learnt as U+FFFD", place)
     return Message("user", row["user"].strip()), Message("assistant", row["bot"].strip())
 
 
 def pairs_to_messages(pairs: Sequence[object]) -> list[Message]:
     """Turn `[{"user", "bot"}]` given in Python into messages; raises DataError naming the index."""
+    if not isinstance(pairs, Sequence) or isinstance(pairs, (str, bytes)):
+        raise DataError(f'examples: expected a list of {{"user": str, "bot": str}}, got {type(pairs).__name__}')
     report, messages = Report(), list[Message]()
     for index, pair in enumerate(pairs):
         both = _pair(pair, f"example {index}", report)
@@ -185,6 +218,8 @@ def render_records(
         if isinstance(record.content, str):
             documents.append(_text_blocks(record.content, tokenizer, max_tokens))
             continue
+        if any(stop in m.content for m in record.content if m.role == "assistant" for stop in template.stop):
+            report.add(f"answers with {template.stop[0]!r} in them, where chat will end them", record.place)
         example = render(record.content, template, tokenizer)
         if len(example.ids) > max_tokens:
             if too_long == "error":
@@ -269,19 +304,19 @@ class Dataset:
 def pack(lengths: Sequence[int], order: Sequence[int], size: int) -> list[list[int]]:
     """Pack examples into rows of at most `size` ids: each goes into the fullest of a few open rows that has room."""
     rows: list[list[int]] = []
-    opened: list[tuple[int, list[int]]] = []  # (ids used, examples)
+    free, opened = list[int](), list[list[int]]()  # the room of the open rows, fullest first, and their examples
     for index in order:
-        fitting = [place for place, (used, _) in enumerate(opened) if used + lengths[index] <= size]
-        if fitting:
-            place = max(fitting, key=lambda p: opened[p][0])
-            used, row = opened[place]
-            row.append(index)
-            opened[place] = (used + lengths[index], row)
-            continue
-        opened.append((lengths[index], [index]))
+        place = bisect_left(free, lengths[index])
+        room, row = (free.pop(place), opened.pop(place)) if place < len(free) else (size, [])
+        row.append(index)
+        room -= lengths[index]
+        place = bisect_left(free, room)
+        free.insert(place, room)
+        opened.insert(place, row)
         if len(opened) > 16:
-            rows.append(opened.pop(max(range(len(opened)), key=lambda p: opened[p][0]))[1])
-    return rows + [row for _, row in opened]
+            rows.append(opened.pop(0))
+            free.pop(0)
+    return rows + opened
 
 
 def collate(

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 
-from gpt2chat.conversation import Conversation, Template, render
-from gpt2chat.errors import ConfigError
+from gpt2chat.conversation import Conversation, Message, Template, fit_context, render
+from gpt2chat.errors import ConfigError, ContextError
 from gpt2chat.generation import Decoder, stream_answer
 from gpt2chat.model import GPT2
 from gpt2chat.sampling import GenerationConfig
@@ -90,12 +90,12 @@ def _nats(model: GPT2, hidden: torch.Tensor, targets: torch.Tensor) -> float:
 def answer_perplexity(
     model: GPT2, tokenizer: Tokenizer, template: Template, conversations: Sequence[Conversation]
 ) -> Perplexity:
-    """Score the answers (and their end tokens) of the conversations that fit the context, given what comes before."""
+    """Score the answers (and their end tokens) given what comes before; raises ContextError when one does not fit."""
     nats, tokens, size = 0.0, 0, 0
     for conversation in conversations:
         example = render(conversation, template, tokenizer)
         if len(example.ids) > model.config.n_ctx:
-            continue
+            raise ContextError(f"conversation: expected at most {model.config.n_ctx} tokens, got {len(example.ids)}")
         ids = torch.tensor([example.ids], device=model.device)
         wanted = torch.tensor(example.loss_mask[1 : ids.size(1)], dtype=torch.bool, device=model.device)
         hidden = model.hidden_states(ids)[0, :-1][wanted]
@@ -119,9 +119,40 @@ def replies(
     """
     decoder = Decoder(model)
     for *before, answer in conversations:
-        room = max_new_tokens or max(64, 2 * len(tokenizer.encode(answer.content)))
-        config = GenerationConfig(temperature=0, max_new_tokens=room)
-        text = "".join(stream_answer(decoder, before, template, tokenizer, config))
-        reason = decoder.finish_reason
-        stopped = reason == "stop" or (reason is None and not template.trainable)
-        yield Reply(before[-1].content, answer.content, text, stopped)
+        yield _reply(decoder, tokenizer, template, before, answer.content, max_new_tokens)
+
+
+def replies_in_a_row(
+    model: GPT2, tokenizer: Tokenizer, template: Template, conversations: Sequence[Conversation], length: int
+) -> Iterator[Reply]:
+    """Ask the last question of each conversation, all in one chat that remembers up to `length` tokens.
+
+    The model sees its own earlier answers, right or wrong, and whole oldest turns leave, as in `GPT2Chatbot`.
+    """
+    decoder, said = Decoder(model), list[Message]()
+    for *_, question, answer in conversations:
+        said.append(question)
+        try:
+            said, _ = fit_context([], said, template, tokenizer, length, model.config.n_ctx)
+        except ContextError:  # which a chat would say
+            yield Reply(said.pop().content, answer.content, "", stopped=False)
+            continue
+        reply = _reply(decoder, tokenizer, template, said, answer.content)
+        said.append(Message("assistant", reply.answer))
+        yield reply
+
+
+def _reply(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    template: Template,
+    asked: Conversation,
+    expected: str,
+    max_new_tokens: int | None = None,
+) -> Reply:
+    room = max_new_tokens or max(64, 2 * len(tokenizer.encode(expected)))
+    config = GenerationConfig(temperature=0, max_new_tokens=room)
+    text = "".join(stream_answer(decoder, asked, template, tokenizer, config))
+    reason = decoder.finish_reason
+    stopped = reason == "stop" or (reason is None and not template.trainable)
+    return Reply(asked[-1].content, expected, text, stopped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -48,6 +49,11 @@ def canonical_name(name: str) -> str:
     return SHORT_FORMS.get(name.strip().lower(), name)
 
 
+def is_known(name: str) -> bool:
+    """Whether a name stands for the demo or a released size, in whatever form."""
+    return canonical_name(name) in (DEMO, *MODEL_SIZES)
+
+
 def load(name: str) -> Checkpoint:
     """Load a model: `demo`, a released size, a `.pt` file, a Hugging Face folder, or a hub repository `owner/name`.
 
@@ -70,9 +76,11 @@ def load(name: str) -> Checkpoint:
         return load_folder(_download(REPOSITORIES[name], name), name)
     if _is_repository(name):
         return load_folder(_download(name, name), name)
+    close = difflib.get_close_matches(name.lower(), [DEMO, *SHORT_FORMS], n=1)
+    meant = f"did you mean {close[0]!r}? " if close else ""
     raise ConfigError(
-        f"model: {name!r} is not known: expected {DEMO}, {', '.join(map(repr, MODEL_SIZES))}, a hub repository such "
-        "as distilbert/distilgpt2, a Hugging Face folder, or a .pt file that exists"
+        f"model: {name!r} is not known: {meant}Expected {DEMO}, {', '.join(map(repr, MODEL_SIZES))}, a hub repository "
+        "such as distilbert/distilgpt2, a Hugging Face folder, or a .pt file that exists"
     )
 
 
@@ -90,9 +98,9 @@ def _download(repository: str, name: str) -> Path:
         folder = Path(snapshot_download(repository, allow_patterns=list(FILES)))
     except RepositoryNotFoundError as error:
         raise WeightsError(f"model: {name!r}: the hub has no public repository {repository}") from error
-    except LocalEntryNotFoundError as error:
+    except LocalEntryNotFoundError:
         reason = f"{constants.ENDPOINT} cannot be reached and they are not in the cache"
-        raise _missing(name, repository, reason) from error
+        raise _missing(name, repository, reason) from None  # a hundred lines of network libraries
     except Exception as error:  # the hub client passes on whatever its network libraries raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise _missing(name, repository, f"the download failed ({reason})") from error
@@ -105,7 +113,8 @@ def _download(repository: str, name: str) -> Path:
 def _missing(name: str, repository: str, reason: str) -> WeightsError:
     return WeightsError(
         f"model: the weights of {name!r} are not here: {reason}. Expected {' and '.join(FILES)} of {repository}: put "
-        f"them into a folder and pass it (--model FOLDER), or go on without a network with --model {DEMO}"
+        f"them into a folder and pass it (--model FOLDER), or go on without a network with the built-in model: "
+        f'--model {DEMO}, GPT2Chatbot("{DEMO}")'
     )
 
 

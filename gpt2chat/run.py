@@ -133,11 +133,22 @@ class Run:
             self.finished = bool(training["finished"])
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"{self.files.last}: its training state does not fit this model: {error}") from error
+        self._check_optimizer()
         self.history = [row for row in history if self._stands(row)]
         for path in (self.files.metrics, self.files.samples):
             if path.exists():
                 rows = [row for row in _rows(path) if self._stands(row)]
                 self._write(_write_text, path, "".join(map(_line, rows)))
+
+    def _check_optimizer(self) -> None:
+        """Compare the moments with the weights they belong to; raises CheckpointError."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for parameter in parameters if self.number else []:
+            state = self.optimizer.state.get(parameter, {})
+            moments = [state.get("exp_avg"), state.get("exp_avg_sq")]
+            fitting = all(isinstance(moment, torch.Tensor) and moment.shape == parameter.shape for moment in moments)
+            if not fitting or not all(torch.isfinite(moment).all() for moment in moments):
+                raise CheckpointError(f"{self.files.last}: its optimizer state does not fit this model; train afresh")
 
     def _stands(self, row: dict[str, Any]) -> bool:
         """Whether a row belongs to what the restored state has behind it; the rest will be done again."""
@@ -202,7 +213,7 @@ class Run:
         return "".join(stream_answer(Decoder(self.model), asked, self.base.template, self.tokenizer, config))
 
     def _checkpoint(self, training: dict[str, Any] | None, validation_loss: float | None) -> Checkpoint:
-        about = {**self.base.about, **self.settings.get("about", {}), "step": self.number}
+        about = {**(self.settings.get("about") or self.base.about), "step": self.number}
         if validation_loss is not None:
             about["validation_loss"] = validation_loss
         return dataclasses.replace(

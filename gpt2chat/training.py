@@ -48,8 +48,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "row_tokens"):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ConfigError(f"{name}: expected a whole number of 1 or more, got {value!r}")
+            if type(value) is not int or not 1 <= value <= 100_000:
+                raise ConfigError(f"{name}: expected a whole number from 1 to 100,000, got {value!r}")
         limits = {"learning_rate": 10.0, "warmup": 1.0, "weight_decay": 10.0, "clip": 1e9, "join": 1.0}
         for name, high in limits.items():
             value = getattr(self, name)

@@ -117,15 +117,17 @@ CASES = {
     ),
     "conversations: deep": data("[" * 100_000, "bad.json: not valid JSON"),
     # models
-    "model: unknown": model("gpt3", "'gpt3' is not known: expected demo, 'gpt2-small", code=MISUSE),
+    "model: unknown": model(
+        "gpt3", "'gpt3' is not known: did you mean 'gpt2'. Expected demo, 'gpt2-small", code=MISUSE
+    ),
     "model: name too long": model(LONG_NAME, LONG_NAME, code=MISUSE),
     "model: missing": model("no.pt", "no.pt: no such file"),
     "model: empty": model("bad.pt", "bad.pt: .*empty", b""),
-    "model: text file": model("bad.pt", "bad.pt: .*not a checkpoint", TEXT),
+    "model: text file": model("bad.pt", "bad.pt: expected a .pt .*begins with", TEXT),
     "model: raw pickle with code": model("bad.pt", "bad.pt", pickle.dumps(Payload())),
     "model: zip with code": model("bad.pt", "bad.pt: .*refused", zipped({"format": "gpt2chat", "x": Payload()})),
     "model: another program's": model("bad.pt", "another program's", zipped({"state_dict": {}})),
-    "model: a later version": model("bad.pt", "version 1 or 2, found 99: update", zipped({"format": "gpt2chat", "version": 99})),
+    "model: a later version": model("bad.pt", "found 99: update", zipped({"format": "gpt2chat", "version": 99})),
     "model: folder without weights": Case("train --model folder --text_file text.txt", BROKEN, "folder: expected"),
     # places
     "save: a folder": option("--save_path folder", "folder: expected a file name", BROKEN),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -331,6 +332,18 @@ def test_sixty_turns_never_run_out_of_context(raw: Checkpoint, tokenizer: Tokeni
     for number in range(20):
         bot.chat(f"This is message number {number}.")
     assert len(notices) == 2  # another conversation, another notice
+
+
+def test_the_chat_keeps_to_the_length_it_was_taught(raw: Checkpoint) -> None:
+    notices: list[str] = []
+    bot = bot_with(dataclasses.replace(raw, trained_length=64), generation=WILD, notice=notices.append)
+    for number in range(20):
+        bot.chat(f"This is message number {number}.")
+        assert len(seen(bot)) + WILD.max_new_tokens <= 64
+    assert len(notices) == 1
+    assert notices[0].startswith("the 64 tokens of conversation it was taught are full")
+    bot.chat("word " * 70)  # longer than all that was taught, but not than the context
+    assert len(seen(bot)) > 70
 
 
 def test_a_long_answer_leaves_a_quarter_of_the_context_at_most(raw: Checkpoint) -> None:

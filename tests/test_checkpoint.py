@@ -239,8 +239,8 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
     for name, reason in {
         "empty": "empty file",
-        "text": "not a checkpoint",
-        "pickle": "not a checkpoint",
+        "text": "a file that begins with b'Us'",
+        "pickle": "a file that begins with",
         "folder": "found a folder",
         "zip": "another kind of zip",
         "foreign": "another program's file",

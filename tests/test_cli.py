@@ -360,14 +360,52 @@ def test_a_leaving_word_ends_the_chat(word: str, tiny: Path, place: Path) -> Non
     assert (result.exit_code, result.stdout) == (0, "")
 
 
-@pytest.mark.parametrize("line", ["/foo", "/temperature 0.3", "/resetall now", "/"])
+@pytest.mark.parametrize("line", ["/foo", "/temp", "/topic", "/resetall now", "/"])
 def test_an_unknown_command_is_not_sent_to_the_model(line: str, tiny: Path, place: Path) -> None:
     result = invoke("chat", tiny, stdin=f"{line}\n")
     assert (result.exit_code, result.stdout) == (0, "")
     assert f"{line.split()[0]} is not a command" in result.stderr
 
 
-@pytest.mark.parametrize("line", ["reset my password", "Please help", "What does exit mean?"])
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/temp 0.3", "temp: 0.3"),
+        ("temp 0", "temp: 0"),
+        ("top_p 0.9", "top_p: 0.9"),
+        ("/TOP_K 5", "top_k: 5"),
+        ("length brief", "length: brief"),
+        ("/topic cooking at home", "topic: cooking at home"),
+        ("/temp hot", "could not convert"),
+        ("/top_p 2", "top_p: expected a number above 0, at most 1, got 2.0"),
+        ("/length endless", "expected one of brief, conversational, normal, detailed"),
+    ],
+)
+def test_a_command_with_a_value_is_carried_out_and_not_sent(line: str, said: str, tiny: Path, place: Path) -> None:
+    result = invoke("chat", tiny, stdin=f"{line}\n")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert said in result.stderr
+
+
+def test_a_set_temperature_and_length_hold_for_the_answers_that_follow(tiny: Path, place: Path) -> None:
+    lines = invoke("chat", tiny, "--seed", "1", stdin="/temp 0\nHello\n/new\n/length brief\nHello\n").stdout
+    greedy = invoke("chat", tiny, "-t", "0", stdin="Hello\n").stdout
+    short = invoke("chat", tiny, "-t", "0", "--max_tokens", "30", stdin="Hello\n").stdout
+    assert lines == greedy + short
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "length matters",
+        "temp is high today",
+        "topic one",
+        "top_p of what",
+        "reset my password",
+        "Please help",
+        "What does exit mean?",
+    ],
+)
 def test_a_message_that_contains_a_command_is_a_message(line: str, tiny: Path, place: Path) -> None:
     result = invoke("chat", tiny, *GREEDY, stdin=f"{line}\n")
     assert result.stdout.splitlines() == answer(tiny, line)
@@ -470,7 +508,7 @@ def test_eval_prints_one_json_object(tiny: Path, place: Path) -> None:
     assert found["text"].keys() == found["conversations"]["answers"].keys() == figures
     assert found["text"]["bytes"] == len(TEXT.encode())
     assert found["text"]["tokens"] == len(Tokenizer.gpt2().encode(TEXT))
-    assert found["conversations"].keys() == {"pairs", "exact", "stopped", "answers"}
+    assert found["conversations"].keys() == {"pairs", "exact", "in_a_row", "stopped", "answers"}
     assert (found["conversations"]["pairs"], found["conversations"]["exact"]) == (2, 0.0)
     assert result.stderr.count("asked ") == 2
 

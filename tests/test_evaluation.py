@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from gpt2chat.conversation import TEMPLATES, Message, render
 from gpt2chat.data import Dataset
-from gpt2chat.errors import ConfigError
-from gpt2chat.evaluation import Perplexity, answer_perplexity, replies, text_perplexity
+from gpt2chat.errors import ConfigError, ContextError
+from gpt2chat.evaluation import Perplexity, answer_perplexity, replies, replies_in_a_row, text_perplexity
 from gpt2chat.model import GPT2, GPT2Config
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.training import TrainConfig, make_optimizer, train
@@ -187,3 +187,31 @@ def test_the_last_question_is_asked_with_the_turns_before_it(tiny_model: GPT2, t
     after = list(replies(tiny_model, tokenizer, CHAT, [[*TAUGHT[0], *TAUGHT[1]]], max_new_tokens=8))
     assert alone[0].question == after[0].question == "Bye"
     assert alone[0].answer != after[0].answer
+
+
+def test_an_answer_that_the_context_cannot_hold_is_named(tiny_model: GPT2, tokenizer: Tokenizer) -> None:
+    long = [Message("user", "Hello"), Message("assistant", "word " * 200)]
+    with pytest.raises(ContextError, match="expected at most 128 tokens, got 2"):
+        answer_perplexity(tiny_model, tokenizer, CHAT, [long])
+
+
+def test_questions_in_a_row_are_asked_in_one_chat(tiny_model: GPT2, tokenizer: Tokenizer) -> None:
+    """Alone the second question gets the fresh answer; in a row it follows the first and its own answer."""
+    fresh = list(replies(tiny_model, tokenizer, CHAT, TAUGHT))
+    row = list(replies_in_a_row(tiny_model, tokenizer, CHAT, TAUGHT, 128))
+    assert row[0] == fresh[0]
+    before = [TAUGHT[0][0], Message("assistant", row[0].answer), *TAUGHT[1]]
+    assert row[1] == next(replies(tiny_model, tokenizer, CHAT, [before]))
+
+
+def test_questions_in_a_row_keep_to_the_taught_length(taught: GPT2, tokenizer: Tokenizer) -> None:
+    questions = [TAUGHT[number % 2] for number in range(30)]
+    one = len(render(TAUGHT[0], CHAT, tokenizer).ids)
+    assert all(reply.exact for reply in replies_in_a_row(taught, tokenizer, CHAT, questions, one + 20))
+
+
+def test_a_question_that_no_chat_could_hold_is_not_answered(tiny_model: GPT2, tokenizer: Tokenizer) -> None:
+    long = [Message("user", "word " * 120), Message("assistant", "yes")]
+    row = list(replies_in_a_row(tiny_model, tokenizer, CHAT, [long, TAUGHT[0]], 128))
+    assert (row[0].answer, row[0].stopped) == ("", False)
+    assert row[1] == next(replies(tiny_model, tokenizer, CHAT, TAUGHT[:1]))

@@ -194,7 +194,7 @@ def test_the_released_weights_are_the_default(tmp_path: Path) -> None:
     result = desk.run("python train_chatbot.py --conversation_file examples.json --epochs 1 --save-path bot.pt")
     assert result.returncode == 0, result.stderr
     assert result.stderr.startswith("gpt2-small (124M): ")
-    assert checkpoint.load(tmp_path / "bot.pt").about["base"] == "gpt2-small (124M)"
+    assert checkpoint.load(tmp_path / "bot.pt").about["from"]["base"] == "gpt2-small (124M)"
 
 
 @pytest.mark.parametrize("offline", ["1", "0"], ids=["told to stay offline", "no network"])

@@ -66,7 +66,17 @@ def make_run(tiny_config: GPT2Config, files: RunFiles) -> MakeRun:
     def make(**options: Any) -> Run:
         model = GPT2(tiny_config).init_weights(0).eval()
         base = Checkpoint(tiny_config, {}, CHAT, about={"base": "tiny"})
-        return Run(model, make_optimizer(model, CONFIG), base, files, row_tokens=64, **options)
+        optimizer = make_optimizer(model, CONFIG)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        optimizer.step()  # moves nothing, but from now on there are moments to store
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        optimizer.zero_grad()
+        return Run(model, optimizer, base, files, row_tokens=64, **options)
 
     return make
 
@@ -399,6 +409,28 @@ def test_what_a_run_wrote_loads_and_answers(tokenizer: Tokenizer, make_run: Make
 
 FULL = Path("/dev/full")  # takes nothing, for want of room
 needs_dev_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: state.clear(),
+        lambda state: state.pop(0),
+        lambda state: state[0].pop("exp_avg"),
+        lambda state: state[0].update(exp_avg=torch.zeros(3)),
+        lambda state: state[0]["exp_avg_sq"].fill_(math.nan),
+    ],
+    ids=["empty", "one missing", "without moments", "another shape", "NaN"],
+)
+def test_an_optimizer_state_that_does_not_fit_is_refused(make_run: MakeRun, spoil: Callable[[Any], Any]) -> None:
+    run = make_run()
+    run.record(step(1))
+    run.save_last()
+    loaded = checkpoint.load(run.files.last)
+    assert loaded.training is not None
+    spoil(loaded.training["optimizer"]["state"])
+    with pytest.raises(CheckpointError, match=r"bot\.last\.pt: its (training|optimizer) state does not fit"):
+        make_run().restore(loaded.training, loaded.history)
 
 
 @needs_dev_full

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,22 @@ if TYPE_CHECKING:
 
 LEAVE = ("exit", "quit", "/exit", "/quit", "/bye")
 ANEW = ("reset", "clear", "/reset", "/clear", "/new")
+DRAWING: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "temp": ("temperature", float),
+    "temperature": ("temperature", float),
+    "top_p": ("top_p", float),
+    "top_k": ("top_k", int),
+}
 HELP = """Type a message and press Enter.
   /new, /reset, reset, clear   start a new conversation
+  /temp 0.7, /top_p 0.9, /top_k 40
+                               draw answers differently; temp 0 always takes the likeliest token
+  /length brief|conversational|normal|detailed
+                               bound the answers to come
+  /topic cooking, /topic none  tell the model what the conversation is about
   /help, help                  show this
   /exit, exit, quit, Ctrl-D    leave
-Ctrl-C stops an answer."""
+The commands with a value also work without the slash. Ctrl-C stops an answer."""
 
 
 @click.command("chat", context_settings=SETTINGS)
@@ -76,6 +88,8 @@ def open_model(bot: GPT2Chatbot, name: str | None) -> None:
     loaded = pretrained.load(name)
     bot.use(loaded)
     say(pretrained.describe(loaded))
+    drawn = "greedy" if bot.generation.temperature == 0 else "drawn"
+    say(f"answers are {drawn} (temperature {bot.generation.temperature:g})")
 
 
 def _answer_once(bot: GPT2Chatbot, prompt: str) -> None:
@@ -109,12 +123,42 @@ def talk(bot: GPT2Chatbot) -> None:
             say("A new conversation.")
         elif line.lower() in ("help", "/help"):
             say(HELP)
+        elif _set(bot, line):
+            pass
         elif line.startswith("/"):
             say(f"{line.split()[0]} is not a command; /help shows them. Nothing was sent to the model.")
         else:
             _turn(bot, line, interactive)
     if interactive:
         say("Goodbye!")
+
+
+def _set(bot: GPT2Chatbot, line: str) -> bool:
+    """Carry out a command with a value, `/temp 0.7` or `temp 0.7`; tell whether the line is one.
+
+    Without a slash only what parses exactly is a command, so that "length matters" is a message.
+    """
+    from gpt2chat.chatbot import RESPONSE_TOKENS
+    from gpt2chat.errors import ConfigError
+
+    name, _, value = line.removeprefix("/").partition(" ")
+    name, value = name.lower(), value.strip()
+    try:
+        if name in DRAWING and value:
+            option, kind = DRAWING[name]
+            bot.generation = dataclasses.replace(bot.generation, **{option: kind(value)})
+        elif name == "length" and (value in RESPONSE_TOKENS or line.startswith("/")):
+            bot.set_response_length(value)
+        elif name == "topic" and line.startswith("/") and value:
+            bot.set_topic(value)
+        else:
+            return False
+    except (ConfigError, ValueError) as error:
+        if line.startswith("/"):
+            say(str(error))
+        return line.startswith("/")
+    say(f"{name}: {value}")
+    return True
 
 
 def _read(interactive: bool) -> str | None:

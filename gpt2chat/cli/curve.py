@@ -51,6 +51,7 @@ def svg(train: Points, validation: Points) -> str:
         path = " ".join(place(x, y) for x, y in points)
         return f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>'
 
+    legend = ' <tspan fill="#d4380d">validation</tspan>' if validation else ""
     text = 'font-family="sans-serif" font-size="13" fill="#444"'
     ticks = [low + (high - low) * part / 4 for part in range(5)]
     parts = [
@@ -64,7 +65,7 @@ def svg(train: Points, validation: Points) -> str:
         f'<text {text} x="{left}" y="{height - 10}">step {first:g}</text>',
         f'<text {text} x="{width - 16}" y="{height - 10}" text-anchor="end">step {last:g}</text>',
         f'<text {text} x="{width - 16}" y="20" text-anchor="end">loss in nats per token: '
-        '<tspan fill="#1f6feb">training</tspan> <tspan fill="#d4380d">validation</tspan></text>',
+        f'<tspan fill="#1f6feb">training</tspan>{legend}</text>',
         line(train, "#1f6feb"),
         line(validation, "#d4380d") if validation else "",
         "</svg>",

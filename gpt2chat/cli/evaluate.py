@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gpt2chat.cli.options import device_options
 from gpt2chat.cli.terminal import SETTINGS, reports_errors, say
 
+if TYPE_CHECKING:
+    from gpt2chat.checkpoint import Checkpoint
+    from gpt2chat.conversation import Message, Template
+    from gpt2chat.model import GPT2
+
+IN_A_ROW = 200  # so many questions are also asked in one conversation
 FILE = click.Path(path_type=Path)
 
 
@@ -48,7 +55,7 @@ def evaluate_command(
     if text_file:
         result["text"] = _text(model, text_file)
     if conversation_file:
-        result["conversations"] = _conversations(model, loaded.template, conversation_file, o["limit"], o["show"])
+        result["conversations"] = _conversations(model, loaded, conversation_file, o["limit"], o["show"])
     click.echo(json.dumps(result) if o["as_json"] else _table(result))
 
 
@@ -68,39 +75,51 @@ def _text(model: Any, files: tuple[Path, ...]) -> dict[str, float]:
     return total.to_dict()
 
 
-def _conversations(model: Any, template: Any, files: tuple[Path, ...], limit: int | None, show: int) -> dict[str, Any]:
+def _conversations(
+    model: GPT2, loaded: Checkpoint, files: tuple[Path, ...], limit: int | None, show: int
+) -> dict[str, Any]:
     from tqdm import tqdm
 
-    from gpt2chat.conversation import render_prompt
-    from gpt2chat.data import Report, read_conversations
-    from gpt2chat.errors import ContextError
-    from gpt2chat.evaluation import answer_perplexity, replies
+    from gpt2chat.evaluation import answer_perplexity, replies, replies_in_a_row
     from gpt2chat.tokenizer import Tokenizer
 
-    tokenizer, report = Tokenizer.gpt2(), Report()
-    records = [record for path in files for record in read_conversations(path, report)][:limit]
-    for line in report.lines():
-        say(f"note: {line}")
-    for record in records:
-        messages = record.content if isinstance(record.content, tuple) else ()
-        prompt = len(render_prompt(messages[:-1], template, tokenizer))
-        if prompt >= model.config.n_ctx:
-            raise ContextError(
-                f"{record.place}: the question has {prompt} tokens with its markers, the context holds "
-                f"{model.config.n_ctx}: shorten it"
-            )
-    conversations: list[Any] = [record.content for record in records]
+    tokenizer, template, n_ctx = Tokenizer.gpt2(), loaded.template, loaded.config.n_ctx
+    conversations = _read(files, limit, template, n_ctx)
     answers = replies(model, tokenizer, template, conversations)
     found = list(tqdm(answers, total=len(conversations), desc="answers", unit="q", disable=None, leave=False))
     wrong = [reply for reply in found if not reply.exact]
     for reply in wrong[:show]:
         say(f"asked {reply.question!r}, expected {reply.expected!r}, got {reply.answer!r}")
+    asked = random.Random(0).sample(conversations, min(IN_A_ROW, len(conversations)))
+    rows = replies_in_a_row(model, tokenizer, template, asked, loaded.trained_length or n_ctx)
+    later = list(tqdm(rows, total=len(asked), desc="in a row", unit="q", disable=None, leave=False))
     return {
         "pairs": len(found),
         "exact": round(1 - len(wrong) / len(found), 4),
         "stopped": round(sum(reply.stopped for reply in found) / len(found), 4),
+        "in_a_row": {"pairs": len(later), "exact": round(sum(reply.exact for reply in later) / len(later), 4)},
         "answers": answer_perplexity(model, tokenizer, template, conversations).to_dict(),
     }
+
+
+def _read(files: tuple[Path, ...], limit: int | None, template: Template, n_ctx: int) -> list[tuple[Message, ...]]:
+    """Read the conversations to score; raises ContextError for one that the model cannot hold."""
+    from gpt2chat.conversation import render
+    from gpt2chat.data import Report, read_conversations
+    from gpt2chat.errors import ContextError
+    from gpt2chat.tokenizer import Tokenizer
+
+    report, conversations = Report(), []
+    records = [record for path in files for record in read_conversations(path, report)][:limit]
+    for line in report.lines():
+        say(f"note: {line}")
+    for record in records:
+        messages = record.content if isinstance(record.content, tuple) else ()
+        tokens = len(render(messages, template, Tokenizer.gpt2()).ids)
+        if tokens > n_ctx:
+            raise ContextError(f"{record.place}: has {tokens} tokens, the context holds {n_ctx}: shorten it")
+        conversations.append(messages)
+    return conversations
 
 
 def _table(result: dict[str, Any]) -> str:
@@ -110,6 +129,8 @@ def _table(result: dict[str, Any]) -> str:
     if pairs := result.get("conversations"):
         lines.append(f"  answers   {pairs['answers']['tokens']} tokens, {_perplexity(pairs['answers'])}")
         lines.append(f"  exact     {pairs['exact']:.1%} of {pairs['pairs']} greedy answers equal the taught ones")
+        row = pairs["in_a_row"]
+        lines.append(f"  in a row  {row['exact']:.1%} of {row['pairs']} asked one after the other in one conversation")
         lines.append(f"  stopped   {pairs['stopped']:.1%} ended by themselves")
     return "\n".join(lines)
 

@@ -87,6 +87,8 @@ def make_plan(options: dict[str, Any]) -> Plan:
     settings = _settings(options, hashes, config) | {"about": _about(options, base, hashes, dtype)}
     run = _run(options, base, files, config, data, dtype, settings)
     total = sum(count_steps(data.dataset, config))
+    if not 0 <= run.number <= total:
+        raise CheckpointError(f"{options['resume']}: expected a step from 0 to {total}, found {run.number}")
     every = options["eval_every"] or max(1, total // 10)
     notes = [f"note: {line}" for line in (*report.lines(), *_run_notes(options, files, run, data))]
     lines = [pretrained.describe(base), *data.lines, *notes, *lines]
@@ -104,6 +106,8 @@ def _check(options: dict[str, Any]) -> None:
         weight_decay=options["weight_decay"],
         join=options["join"],
     )
+    if not options["save_path"].name:
+        raise ConfigError(f"save_path: expected a file name, got {str(options['save_path'])!r}")
     for name in ("val_fraction", "text_share", "dropout"):
         value = options[name]
         if value is not None and not 0 <= value < 1:
@@ -142,12 +146,20 @@ def _template(name: str | None, own: Template, conversations: bool) -> Template:
 def _read(options: dict[str, Any], report: Report) -> tuple[list[Record], list[Record]]:
     separator = options["text_separator"]
     separator = separator.replace("\\n", "\n").replace("\\t", "\t") if separator else None  # as typed in a shell
-    texts = [record for path in options["text_file"] for record in read_text(path, separator, report)]
+    texts = _once([record for path in options["text_file"] for record in read_text(path, separator, report)], report)
     seen: set[tuple[Message, ...]] = set()
     pairs = [record for path in options["conversation_file"] for record in read_conversations(path, report, seen)]
     if options["conversation_file"] and not pairs:
         raise DataError("nothing is left to learn from: " + "; ".join(report.lines()))
     return pairs, texts
+
+
+def _once(texts: list[Record], report: Report) -> list[Record]:
+    kept: dict[object, Record] = {}
+    for record in texts:
+        if kept.setdefault(record.content, record) is not record:
+            report.add("texts that repeat an earlier one, used once", record.place)
+    return list(kept.values())
 
 
 def _prepare(
@@ -254,6 +266,7 @@ def _plain(value: Any) -> Any:
 def _about(options: dict[str, Any], base: Checkpoint, hashes: dict[str, str], dtype: torch.dtype) -> dict[str, Any]:
     return {
         "name": base.about["name"] if options["resume"] else _name(options["save_path"], base),
+        "from": base.about["from"] if options["resume"] else {k: v for k, v in base.about.items() if k != "from"},
         "data_sha256": {Path(name).name: digest for name, digest in hashes.items()},
         "gpt2chat": __version__,
         "torch": str(torch.__version__),

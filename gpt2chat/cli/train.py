@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import time
 from pathlib import Path
@@ -19,11 +20,23 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path)
 
 
+class NewFile(click.Path):
+    """A path to write to; `folder/` does not pass for a file name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if str(value).endswith(("/", os.sep)):
+            self.fail(f"expected a file name, got the folder {str(value)!r}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @click.command("train", context_settings=SETTINGS)
 @click.option("--model", default="gpt2-small (124M)", help="A released size, demo, a folder, a hub repository, a .pt.")
 @click.option("--text_file", type=FILE, multiple=True, help="UTF-8 text to learn; may be given several times.")
 @click.option("--conversation_file", type=FILE, multiple=True, help='JSON list of {"user": ..., "bot": ...}.')
-@click.option("--save_path", type=FILE, default="trained_model.pt", help="Where the checkpoint goes.")
+@click.option(
+    "--save_path", type=NewFile(path_type=Path), default="trained_model.pt", help="Where the checkpoint goes."
+)
 @click.option("--interactive", is_flag=True, help="Afterwards load the saved file and chat with it.")
 @click.option("--resume", is_flag=False, flag_value="auto", metavar="[LAST.PT]", help="Go on with an interrupted run.")
 @click.option("--epochs", type=int, help="Passes over the data.  [default: enough for its size]")
@@ -214,5 +227,5 @@ def _chat(name: str, device: str) -> None:
     greedy = GenerationConfig(temperature=0.0)
     bot = GPT2Chatbot(name, generation=greedy, device=device, notice=lambda line: say(f"note: {line}"))
     open_model(bot, name)
-    say(f"loaded in {time.perf_counter() - began:.1f} s; answers are greedy (temperature 0)")
+    say(f"loaded in {time.perf_counter() - began:.1f} s")
     talk(bot)
