@@ -35,7 +35,7 @@ HELP = """Type a message and press Enter.
   /topic cooking, /topic none  tell the model what the conversation is about
   /help, help                  show this
   /exit, exit, quit, Ctrl-D    leave
-The commands with a value also work without the slash. Ctrl-C stops an answer."""
+/temp, /top_p, /top_k and /length also work without the slash. Ctrl-C stops an answer."""
 
 
 @click.command("chat", context_settings=SETTINGS)
