@@ -70,7 +70,8 @@ def main() -> None:
         scores = result["conversations"]
         row = {"bench": "exact_reply", "model": arguments.model, "options": arguments.train}
         row |= {"train_seconds": round(seconds), "heldout": scores["pairs"], "exact": scores["exact"]}
-        row |= {"in_a_row": scores["in_a_row"]["exact"], "stopped": scores["stopped"], "majority": round(majority(train, heldout), 4)}
+        row |= {"in_a_row": scores["in_a_row"]["exact"], "stopped": scores["stopped"]}
+        row |= {"majority": round(majority(train, heldout), 4)}
         print(json.dumps(row))
 
 
