@@ -7,26 +7,26 @@ at any moment the old or the new file is there, whole. On the way in every recor
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import glob
 import os
 import pickle
-import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gpt2chat.conversation import Message, Template
-from gpt2chat.errors import CheckpointError, ConfigError, DataError, DiskFullError
+from gpt2chat.errors import CheckpointError, ConfigError, DataError
+from gpt2chat.files import atomic_writer
+from gpt2chat.hardware import forget_pages
 from gpt2chat.model import GPT2, GPT2Config
 from gpt2chat.tokenizer import Tokenizer
 
+MAPPING = os.name == "posix"
+PIECE = 1 << 20  # numbers that are converted or checked at a time
 FORMAT, VERSION = "gpt2chat", 2
 # What a file must hold, and of which type; `training` is None in a file that is only for use.
 FIELDS: dict[str, tuple[type, ...]] = {
@@ -61,14 +61,32 @@ class Checkpoint:
     about: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     training: dict[str, Any] | None = None
+    mapped: bool = field(default=False, compare=False)  # whether the weights are views of a file; not stored
 
     def build_model(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> GPT2:
-        """Return a network with these weights, in evaluation mode."""
+        """Return a network with these weights, in evaluation mode; weights of that very form are not copied."""
         model = GPT2.empty(self.config)
-        model.load_state_dict(
-            {name: tensor.to(device=device, dtype=dtype) for name, tensor in self.weights.items()}, assign=True
-        )
+        made = {name: _made(tensor, dtype, torch.device(device), self.mapped) for name, tensor in self.weights.items()}
+        model.load_state_dict(made, assign=True)
         return model.requires_grad_(True).eval()
+
+
+def _made(tensor: Tensor, dtype: torch.dtype, device: torch.device, mapped: bool) -> Tensor:
+    """Return a tensor dense, in `dtype` and on `device`, read piece by piece so that two copies never meet."""
+    if tensor.dtype == dtype and tensor.device == device and tensor.is_contiguous():
+        return tensor
+    made = torch.empty(tensor.shape, dtype=dtype, device=device)
+    for target, source in zip(_pieces(made, like=tensor), _pieces(tensor), strict=True):
+        target.copy_(source)
+        if mapped:
+            forget_pages(source)
+    return made
+
+
+def _pieces(tensor: Tensor, like: Tensor | None = None) -> Sequence[Tensor]:
+    """Cut a tensor into views of rows of a few MB each, or of columns where those (of `like`) lie together."""
+    dim = int(tensor.dim() == 2 and not (tensor if like is None else like).is_contiguous())
+    return tensor.split(max(1, PIECE // max(1, tensor.numel() // tensor.size(dim))), dim)
 
 
 def pack(weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -157,115 +175,14 @@ def _check_plain(value: object, place: str) -> None:
         raise CheckpointError(f"{place}: expected plain data, found {type(value).__name__}")
 
 
-@contextlib.contextmanager
-def atomic_writer(path: Path) -> Iterator[Any]:
-    """Open a file beside `path`; sync and rename it at the end. On any error the old file stays as it was.
-
-    A link is followed; a device, pipe or folder is refused, for the rename would replace it.
-    """
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    file = None
-    try:
-        if path.exists() and not path.is_file():
-            raise CheckpointError(f"{path}: expected the name of a file, found a folder, device or pipe")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        with temporary.open("wb") as raw:
-            file = _KeepsFirstError(raw)
-            yield file
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    except RuntimeError as error:  # torch.save hides what stopped a write behind one of these
-        stopped = _first_cause(error, file.error if file else None)
-        if isinstance(stopped, OSError):
-            raise cannot_write(path, stopped) from error
-        if isinstance(stopped, Exception):
-            raise
-        raise stopped from None  # Ctrl-C
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _first_cause(error: BaseException, written: BaseException | None) -> BaseException:
-    """Return what stopped a write: what the file itself saw, else an interrupt that `error` hides, else `error`."""
-    if written is not None:
-        return written
-    before: BaseException | None = error
-    while before is not None:
-        if not isinstance(before, Exception):
-            return before
-        before = before.__context__
-    return error
-
-
-class _KeepsFirstError:
-    """A file that remembers what first stopped a write (a full disk, Ctrl-C), which torch.save reports as its own."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.error: BaseException | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            return self._file.write(data)
-        except BaseException as error:
-            self.error = self.error or error
-            raise
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
-def cannot_write(path: Path, error: OSError) -> CheckpointError:
-    """Return the error to raise when writing a run's file failed: a DiskFullError when it was for want of room."""
-    kept = "; the file that was there is unchanged" if path.is_file() else ""
-    kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else CheckpointError
-    return kind(f"{path}: cannot be written: {error.strerror or error}{kept}")
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _sweep(path: Path) -> None:
-    """Remove what killed runs left half-written for this file."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
-        owner = re.search(r"\.tmp-(\d+)$", leftover.name)
-        if owner and not _alive(int(owner[1])):
-            leftover.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def load(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint, memory-mapped where it can be; raises CheckpointError with the place and the reason."""
     path = Path(path)
     if path.is_dir():
         raise CheckpointError(f"{path}: expected a .pt file, found a folder")
     try:
-        _check_records(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=os.name == "posix")
+        check_records(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=MAPPING)
         return _from_content(content)
     except FileNotFoundError:
         last = path.with_name(f"{path.stem}.last.pt")
@@ -282,7 +199,20 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path}: cannot be read: {reason}") from error
 
 
-def _check_records(path: Path) -> None:
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is one of ours: a zip of torch whose pickle names the format, or a zip that is cut short."""
+    try:
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":
+                return False
+        with zipfile.ZipFile(path) as archive:
+            pickles = [record for record in archive.infolist() if record.filename.endswith("/data.pkl")]
+            return any(b"gpt2chat" in archive.read(record)[:200] for record in pickles)
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError):
+        return True
+
+
+def check_records(path: Path) -> None:
     """Check that the file is a whole torch zip: stored records, each with the CRC it was written with."""
     size = path.stat().st_size
     if size == 0:
@@ -328,18 +258,21 @@ def _from_content(content: object) -> Checkpoint:
     if not all(isinstance(row, dict) and _is_history(row) for row in content["history"]):
         raise CheckpointError("field history: expected rows with a step and losses")
     config = GPT2Config.from_dict(content["config"])
+    weights = {name: _unpack(name, stored) for name, stored in content["weights"].items()}
+    mapped = MAPPING and not any(isinstance(stored, dict) for stored in content["weights"].values())
     length = content["trained_length"]
     if length is not None and not 0 < length <= config.n_ctx:
         raise CheckpointError(f"field trained_length: expected 1 to {config.n_ctx}, found {length}")
     return Checkpoint(
         config=config,
-        weights=check_weights(config, {name: _unpack(name, stored) for name, stored in content["weights"].items()}),
+        weights=check_weights(config, weights, mapped),
         template=Template.from_dict(content["template"]),
         trained_length=length,
         examples=[_message(entry) for entry in content["examples"]],
         about=content["about"],
         history=content["history"],
         training=content["training"],
+        mapped=mapped,
     )
 
 
@@ -354,7 +287,7 @@ def _message(entry: object) -> Message:
     return Message(entry["role"], entry["content"])
 
 
-def check_weights(config: GPT2Config, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def check_weights(config: GPT2Config, weights: Mapping[str, Tensor], mapped: bool = False) -> dict[str, Tensor]:
     """Compare names and shapes with the network of `config`, and look for NaN and infinity."""
     layers = len({name.split(".")[1] for name in weights if name.startswith("h.")})
     if layers != config.n_layer:  # before a network of a claimed size is built
@@ -366,6 +299,9 @@ def check_weights(config: GPT2Config, weights: Mapping[str, Tensor]) -> dict[str
     for name, shape in expected.items():
         if tuple(weights[name].shape) != shape:
             raise CheckpointError(f"weight {name}: expected shape {shape}, found {tuple(weights[name].shape)}")
-        if not torch.isfinite(weights[name]).all():
-            raise CheckpointError(f"weight {name}: holds NaN or infinity")
+        for piece in _pieces(weights[name]):
+            if not torch.isfinite(piece).all():
+                raise CheckpointError(f"weight {name}: holds NaN or infinity")
+            if mapped:
+                forget_pages(piece)
     return {name: weights[name] for name in expected}

@@ -11,6 +11,7 @@ import torch
 
 from gpt2chat.errors import ConfigError
 
+MADV_PAGEOUT = 21  # <linux/mman.h>, since Linux 5.4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -79,6 +80,18 @@ def _libc() -> ctypes.CDLL:
     if not sys.platform.startswith("linux"):
         raise OSError("no glibc here")
     return ctypes.CDLL("libc.so.6")
+
+
+def forget_pages(tensor: torch.Tensor) -> None:
+    """Let the kernel drop the memory of a dense tensor that is mapped from a file; it is read again when needed.
+
+    Reading a large file through a mapping otherwise keeps all of it resident beside what was made of it.
+    """
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        page, begin = os.sysconf("SC_PAGE_SIZE"), tensor.data_ptr()
+        first, last = -(-begin // page) * page, (begin + tensor.nbytes) // page * page
+        if last > first:
+            _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), MADV_PAGEOUT)
 
 
 class MemoryValve:

@@ -30,6 +30,7 @@ class GPT2Config:
     vocab_size: int = 50257
     layer_norm_epsilon: float = 1e-5
     dropout: float = 0.0
+    tie_word_embeddings: bool = True
 
     def __post_init__(self) -> None:
         for field in ("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size"):
@@ -41,6 +42,8 @@ class GPT2Config:
         for field in ("dropout", "layer_norm_epsilon"):
             if type(getattr(self, field)) not in (int, float):
                 raise ConfigError(f"{field}: expected a number, got {getattr(self, field)!r}")
+        if type(self.tie_word_embeddings) is not bool:
+            raise ConfigError(f"tie_word_embeddings: expected true or false, got {self.tie_word_embeddings!r}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout: expected 0 <= dropout < 1, got {self.dropout!r}")
         if not 0 < self.layer_norm_epsilon < 1:
@@ -54,9 +57,10 @@ class GPT2Config:
     def from_dict(cls, data: Mapping[str, object]) -> GPT2Config:
         """Rebuild a config from `to_dict`; raises ConfigError for unknown or missing fields."""
         names = {field.name for field in fields(cls)}
+        data = {"tie_word_embeddings": True, **data}  # older files do not say so
         if set(data) != names:
             raise ConfigError(f"model config: expected the fields {sorted(names)}, got {sorted(data)}")
-        if not all(type(value) in (int, float) for value in data.values()):
+        if not all(type(value) in (int, float, bool) for value in data.values()):
             raise ConfigError(f"model config: expected numbers, got {dict(data)!r}")
         return cls(**data)  # type: ignore[arg-type]
 
@@ -152,7 +156,7 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """The network: ids -> hidden states, and hidden states -> logits through the tied embedding."""
+    """The network: ids -> hidden states, and hidden states -> logits, through the embedding unless it is untied."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -162,6 +166,8 @@ class GPT2(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        if not config.tie_word_embeddings:  # as in models of LLMs-from-scratch
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
 
     def init_weights(self, seed: int = 0) -> GPT2:
         """Draw fresh weights as GPT-2 was initialised; equal seeds give equal weights."""
@@ -209,7 +215,7 @@ class GPT2(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Score the vocabulary: (..., C) -> (..., V)."""
-        return F.linear(hidden, self.wte.weight)
+        return F.linear(hidden, (self.wte if self.config.tie_word_embeddings else self.lm_head).weight)
 
     @property
     def device(self) -> torch.device:

@@ -24,6 +24,7 @@ from gpt2chat import checkpoint
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import Example, Message, render_prompt
 from gpt2chat.errors import CheckpointError, ConfigError, DataError, DiskFullError
+from gpt2chat.files import atomic_writer, cannot_write
 from gpt2chat.generation import Decoder, stream_answer
 from gpt2chat.model import GPT2
 from gpt2chat.sampling import GenerationConfig
@@ -268,7 +269,7 @@ def _append(path: Path, row: dict[str, Any]) -> None:
                     file.truncate(size)
                 raise
     except OSError as error:
-        raise checkpoint.cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -292,7 +293,7 @@ def _sample(examples: Sequence[Example], limit: int) -> list[Example]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    with checkpoint.atomic_writer(path) as file:
+    with atomic_writer(path) as file:
         file.write(text.encode("utf-8"))
 
 
@@ -324,7 +325,7 @@ def check_writable(files: RunFiles) -> None:
         if files.best.exists() and not files.best.is_file():
             found = "a folder" if files.best.is_dir() else "a device or pipe"
             raise CheckpointError(f"{files.best}: expected a file name for the checkpoint, found {found}")
-        with checkpoint.atomic_writer(probe) as file:
+        with atomic_writer(probe) as file:
             file.write(b"")
         probe.unlink()
     except OSError as error:

@@ -123,10 +123,10 @@ CASES = {
     "model: name too long": model(LONG_NAME, LONG_NAME, code=MISUSE),
     "model: missing": model("no.pt", "no.pt: no such file"),
     "model: empty": model("bad.pt", "bad.pt: .*empty", b""),
-    "model: text file": model("bad.pt", "bad.pt: expected a .pt .*begins with", TEXT),
-    "model: raw pickle with code": model("bad.pt", "bad.pt", pickle.dumps(Payload())),
+    "model: text file": model("bad.pt", "bad.pt: expected weights .*begins with", TEXT),
+    "model: raw pickle with code": model("bad.pt", "bad.pt: holds objects other than", pickle.dumps(Payload())),
     "model: zip with code": model("bad.pt", "bad.pt: .*refused", zipped({"format": "gpt2chat", "x": Payload()})),
-    "model: another program's": model("bad.pt", "another program's", zipped({"state_dict": {}})),
+    "model: another program's": model("bad.pt", "bad.pt: expected the tensors of a GPT-2", zipped({"state_dict": {}})),
     "model: a later version": model("bad.pt", "found 99: update", zipped({"format": "gpt2chat", "version": 99})),
     "model: folder without weights": Case("train --model folder --text_file text.txt", BROKEN, "folder: expected"),
     # places

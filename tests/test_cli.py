@@ -31,7 +31,7 @@ from helpers_cli import (
     spawn,
 )
 
-from gpt2chat import checkpoint
+from gpt2chat import checkpoint, files
 from gpt2chat.chatbot import GPT2Chatbot
 from gpt2chat.cli import main
 from gpt2chat.cli.progress import Progress
@@ -654,15 +654,15 @@ def test_an_interrupt_in_the_middle_of_writing_loses_nothing(
     (place / "pairs.json").write_text(pairs(12), "utf-8")
     options = ("--epochs", "4", *options)
     assert train(tiny, *options, "--save_path", "whole.pt").exit_code == 0
-    write, calls = checkpoint._KeepsFirstError.write, []
+    write, calls = files._KeepsFirstError.write, []
 
-    def interrupted_write(self: checkpoint._KeepsFirstError, data: bytes) -> int:
+    def interrupted_write(self: files._KeepsFirstError, data: bytes) -> int:
         calls.extend([1] if len(data) else [])  # a run that tries whether it may write writes nothing
         if len(data) and len(calls) == number:
             signal.raise_signal(signal.SIGINT)
         return write(self, data)
 
-    monkeypatch.setattr(checkpoint._KeepsFirstError, "write", interrupted_write)
+    monkeypatch.setattr(files._KeepsFirstError, "write", interrupted_write)
     monkeypatch.setattr("gpt2chat.run._write_text", lambda path, text: path.write_text(text, "utf-8"))
     result = train(tiny, *options)
     assert (result.exit_code, "Go on with" in result.stderr) == (130, True)

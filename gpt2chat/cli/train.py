@@ -193,8 +193,8 @@ def _loop(plan: Plan, signals: Signals) -> None:
 
 
 def _summary(plan: Plan, interactive: bool) -> None:
-    from gpt2chat.checkpoint import atomic_writer
     from gpt2chat.cli import curve
+    from gpt2chat.files import atomic_writer
 
     run = plan.run
     train, validation = curve.series(run.history)

@@ -1,0 +1,79 @@
+"""PEFT's LoRA adapters: a folder with adapter_config.json, merged into the weights of its base model.
+
+A merged weight is W + scale * B A (Hu et al. 2021, arXiv:2106.09685), scale = alpha / r, or alpha / sqrt(r) with
+rank-stabilised LoRA (Kalajdzievski 2023, arXiv:2312.03732).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gpt2chat.errors import WeightsError
+from gpt2chat.pretrained.layout import WRAPPERS
+from gpt2chat.pretrained.places import read_file, read_json
+
+CONFIG = "adapter_config.json"
+WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+UNSUPPORTED = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "lora_bias")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter rather than a model."""
+    return (folder / CONFIG).is_file()
+
+
+def base_of(folder: Path) -> str:
+    """Return the name or place of the model that an adapter belongs to."""
+    base = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise WeightsError(f"{folder / CONFIG}: expected base_model_name_or_path, found {base!r}")
+    return base
+
+
+def merge(folder: Path, weights: dict[str, Tensor]) -> int:
+    """Add an adapter to weights in our names, replacing those it touches; return how many. Raises WeightsError."""
+    config = read_json(folder / CONFIG)
+    scale = _scale(config, folder / CONFIG)
+    files = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    if not files:
+        raise WeightsError(f"{folder}: expected {' or '.join(WEIGHT_FILES)} beside {CONFIG}, found neither")
+    pairs = _pairs(read_file(files[0]).tensors, files[0])
+    for name, parts in pairs.items():
+        a, b, weight = parts.get("A"), parts.get("B"), weights.get(name)
+        if a is None or b is None or weight is None:
+            raise WeightsError(f"{files[0]}: {name}: expected lora_A, lora_B and such a weight in the base model")
+        if a.dim() != 2 or b.dim() != 2 or a.size(0) != b.size(1) or (b.size(0), a.size(1)) != tuple(weight.shape):
+            raise WeightsError(
+                f"{files[0]}: {name}: A {tuple(a.shape)} and B {tuple(b.shape)} do not fit {tuple(weight.shape)}"
+            )
+        weights[name] = (weight.float() + scale * (b.float() @ a.float())).to(weight.dtype)
+    return len(pairs)
+
+
+def _scale(config: dict[str, Any], path: Path) -> float:
+    if config.get("peft_type") != "LORA":
+        raise WeightsError(f"{path}: expected peft_type LORA, found {config.get('peft_type')!r}")
+    if found := [name for name in UNSUPPORTED if config.get(name)]:
+        raise WeightsError(f"{path}: {found[0]} is not supported: merge the adapter with peft's merge_and_unload first")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
+        raise WeightsError(f"{path}: expected numbers for r and lora_alpha, found {rank!r} and {alpha!r}")
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _pairs(stored: Any, path: Path) -> dict[str, dict[str, Tensor]]:
+    """Return our name of each touched weight -> its A (rank, in) and B (out, rank)."""
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in stored.items():
+        found = re.fullmatch(r"(.+)\.lora_([AB])(?:\.default)?\.weight", name)
+        if found is None or not isinstance(tensor, Tensor):
+            raise WeightsError(f"{path}: expected lora_A and lora_B of linear layers alone, found {name}")
+        pairs.setdefault(f"{WRAPPERS.sub('', found[1])}.weight", {})[found[2]] = tensor
+    if not pairs:
+        raise WeightsError(f"{path}: holds no tensors")
+    return pairs

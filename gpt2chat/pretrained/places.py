@@ -1,0 +1,153 @@
+"""A file or folder with weights -> named tensors and what is known of their shape. Forms are seen from the content."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from gpt2chat import checkpoint
+from gpt2chat.errors import CheckpointError, WeightsError
+from gpt2chat.pretrained.tensorflow import BundleError, find_index, read_tensors
+
+CONFIG, INDEX = "config.json", ".index.json"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+INSIDE = ("model", "state_dict", "model_state_dict")  # where training programs keep the weights in their files
+
+
+@dataclass
+class Stored:
+    """What a place holds: tensors under their stored names, mapped into memory, and facts about their shape.
+
+    `shape` holds n_head, n_ctx and the like as far as the place tells them; `config` is a transformers config.json.
+    """
+
+    path: Path
+    tensors: Mapping[str, object]
+    shape: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] | None = None
+    mapped: bool = True
+
+
+def read_folder(folder: Path) -> Stored:
+    """Read the weights of a folder: transformers', TensorFlow's, or one weight file; raises WeightsError."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    if CONFIG in names:
+        config = read_json(folder / CONFIG)
+        return Stored(folder, _read_transformers(folder, names), config=config)
+    if index := find_index(folder):
+        return _read_tensorflow(index)
+    files = [folder / name for name in names if name.endswith((".pt", ".pth", ".bin", ".safetensors"))]
+    if len(files) == 1:
+        return read_file(files[0])
+    here = ", ".join(names[:8]) or "nothing"
+    raise WeightsError(
+        f"{folder}: expected {CONFIG} with {' or '.join(WEIGHT_FILES)}, a TensorFlow checkpoint, or one .pt file; "
+        f"found {here}"
+    )
+
+
+def _read_transformers(folder: Path, names: list[str]) -> dict[str, object]:
+    for name in WEIGHT_FILES:
+        if name in names:
+            return _read_tensors(folder / name)
+        if name + INDEX in names:
+            return _read_shards(folder / (name + INDEX))
+    partial = [name for name in names if name.endswith((".incomplete", ".part", ".tmp", ".crdownload"))]
+    hint = f"; {partial[0]} is an unfinished download" if partial else ""
+    raise WeightsError(f"{folder}: expected {' or '.join(WEIGHT_FILES)} beside {CONFIG}, found none{hint}")
+
+
+def _read_shards(index: Path) -> dict[str, object]:
+    """Read a model that was split over several files, each tensor from the file that the index names."""
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
+        raise WeightsError(f"{index}: expected weight_map, a file for each tensor")
+    tensors: dict[str, object] = {}
+    for file in sorted(set(listed.values())):
+        if Path(file).name != file:
+            raise WeightsError(f"{index}: expected files beside it, found {file!r}")
+        if not (index.parent / file).is_file():
+            raise WeightsError(f"{index}: lists {file}, which is not there: download it too")
+        shard = _read_tensors(index.parent / file)
+        wanted = [name for name, place in listed.items() if place == file]
+        if absent := [name for name in wanted if name not in shard]:
+            raise WeightsError(f"{index.parent / file}: expected {absent[0]}, which {index.name} places there")
+        tensors.update((name, shard[name]) for name in wanted)
+    return tensors
+
+
+def _read_tensorflow(index: Path) -> Stored:
+    hparams = index.parent / "hparams.json"
+    facts = read_json(hparams) if hparams.exists() else {}
+    shape: dict[str, Any] = {name: facts[name] for name in ("n_head", "n_ctx") if name in facts}
+    try:
+        return Stored(index, read_tensors(index), shape)
+    except (BundleError, OSError) as error:
+        raise WeightsError(f"{index}: {error}") from error
+
+
+def read_file(path: Path) -> Stored:
+    """Read the weights of one file: a `.pt` of torch in whatever arrangement, safetensors, a TensorFlow index."""
+    if path.name.endswith(".index"):
+        return _read_tensorflow(path)
+    content = _read_tensors(path)
+    shape = {}
+    if isinstance(facts := content.get("model_args"), dict):  # nanoGPT
+        shape = {"n_head": facts.get("n_head"), "n_ctx": facts.get("block_size")}
+    for name in INSIDE:
+        if isinstance(inner := content.get(name), dict):
+            return Stored(path, inner, shape)
+    beside = path.parent / CONFIG
+    return Stored(path, content, shape, read_json(beside) if beside.is_file() else None)
+
+
+def _read_tensors(path: Path) -> dict[str, object]:
+    """Map one file into memory; raises WeightsError with what was found instead."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+        if head[:2] == b"PK":
+            checkpoint.check_records(path)
+            return _named(torch.load(path, map_location="cpu", weights_only=True, mmap=os.name == "posix"))
+        if head[8:9] == b"{":
+            with safe_open(os.fspath(path), framework="pt") as tensors:
+                return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a dict
+        if head[:1] == b"\x80":  # what torch wrote before 2020
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about the age of the pickle
+                return _named(torch.load(path, map_location="cpu", weights_only=True))
+    except pickle.UnpicklingError as error:
+        raise WeightsError(f"{path}: holds objects other than plain data and tensors; refused") from error
+    except CheckpointError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: cannot be read, perhaps cut short: {reason}") from error
+    found = "an empty file" if not head else f"a file that begins with {head[:4]!r}"
+    raise WeightsError(f"{path}: expected weights (.pt, .pth, .bin, .safetensors, a TensorFlow index), found {found}")
+
+
+def _named(content: object) -> dict[str, object]:
+    if not isinstance(content, dict):
+        raise WeightsError(f"expected named tensors, found {type(content).__name__}")
+    return {str(name): value for name, value in content.items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raises WeightsError."""
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise WeightsError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    return data

@@ -1,0 +1,215 @@
+"""Weights of every family of programs give the logits that transformers gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers_weights import crc32c, masked, nanogpt, plain, rasbt, reference, write_tensorflow
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from transformers import GPT2LMHeadModel
+
+from gpt2chat import checkpoint, pretrained
+from gpt2chat.checkpoint import Checkpoint
+from gpt2chat.errors import WeightsError
+from gpt2chat.pretrained.crc32c import CHUNK, unmask
+from gpt2chat.pretrained.crc32c import crc32c as fast_crc32c
+
+IDS = torch.tensor([[15496, 11, 995, 0, 50256, 1, 2, 3]])
+
+
+def logits(loaded: Checkpoint, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    model = loaded.build_model(dtype)
+    with torch.no_grad():
+        return model.logits(model.hidden_states(IDS)).float()
+
+
+def expected(model: GPT2LMHeadModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT2LMHeadModel:
+    return reference(n_embd=64, n_head=1)
+
+
+def save_parts(model: GPT2LMHeadModel, folder: Path) -> Path:
+    """Write a transformers folder whose weights are two .bin files."""
+    model.config.save_pretrained(folder)
+    parts: list[dict[str, Any]] = [{}, {}]
+    for number, (name, tensor) in enumerate(model.state_dict().items()):
+        parts[number % 2][name] = tensor
+    places = {}
+    for number, part in enumerate(parts):
+        file = f"pytorch_model-{number + 1:05}-of-00002.bin"
+        torch.save(part, folder / file)
+        places |= dict.fromkeys(part, file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder
+
+
+def save_bin(model: GPT2LMHeadModel, folder: Path, zipped: bool) -> Path:
+    """Write a transformers folder as the first releases were: old names, causal masks, an older pickle."""
+    model.config.save_pretrained(folder)
+    mask = {f"h.{n}.attn.bias": torch.ones(1, 1, 32, 32).tril() for n in range(model.config.n_layer)}
+    torch.save(plain(model) | mask, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    return folder
+
+
+def save_pt(content: object, path: Path) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def save_shards(model: GPT2LMHeadModel, folder: Path) -> Path:
+    model.save_pretrained(folder, max_shard_size="5MB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
+
+
+def save_bare(model: GPT2LMHeadModel, path: Path) -> Path:
+    save_file({name: tensor.contiguous() for name, tensor in plain(model).items()}, path)
+    return path
+
+
+def saved(model: GPT2LMHeadModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    return folder
+
+
+FORMS: dict[str, tuple[Callable[[GPT2LMHeadModel, Path], Path], str]] = {
+    "transformers folder": (saved, "transformers"),
+    "transformers shards": (save_shards, "transformers"),
+    "transformers .bin parts": (save_parts, "transformers"),
+    "transformers .bin": (lambda model, place: save_bin(model, place, True), "transformers"),
+    "transformers .bin of old": (lambda model, place: save_bin(model, place, False), "transformers"),
+    "safetensors alone": (save_bare, "transformers"),
+    "state dict alone": (lambda model, place: save_pt(model.state_dict(), place), "transformers"),
+    "Lightning": (
+        lambda model, place: save_pt({"state_dict": {f"model.{k}": t for k, t in model.state_dict().items()}}, place),
+        "transformers",
+    ),
+    "nanoGPT": (lambda model, place: save_pt(nanogpt(model), place), "nanoGPT"),
+    "nanoGPT not compiled": (lambda model, place: save_pt(nanogpt(model, "transformer.", 0), place), "nanoGPT"),
+    "LLMs-from-scratch": (lambda model, place: save_pt(rasbt(model), place), "LLMs-from-scratch"),
+    "LLMs-from-scratch with optimizer": (
+        lambda model, place: save_pt({"model_state_dict": rasbt(model), "optimizer_state_dict": {"state": {}}}, place),
+        "LLMs-from-scratch",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_logits_whatever_it_is_called(
+    form: str, model: GPT2LMHeadModel, tmp_path: Path
+) -> None:
+    write, family = FORMS[form]
+    loaded = pretrained.load(str(write(model, tmp_path / "something.pt")))
+    torch.testing.assert_close(logits(loaded), expected(model), rtol=0, atol=1e-5)
+    assert f"tensors in the layout of {family}" in loaded.about["form"]
+    assert loaded.config.vocab_size == 50257
+    assert loaded.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_tensorflow_checkpoint_gives_the_same_logits(shards: int, tmp_path: Path) -> None:
+    model = reference(n_embd=16, n_head=4)
+    folder = write_tensorflow(tmp_path / "124M", model, shards)
+    for place in (folder, folder / "model.ckpt.index"):
+        loaded = pretrained.load(str(place))
+        assert loaded.config.n_head == 4
+        torch.testing.assert_close(logits(loaded), expected(model), rtol=0, atol=1e-5)
+
+
+def test_an_output_head_of_its_own_is_kept(model: GPT2LMHeadModel, tmp_path: Path) -> None:
+    loaded = pretrained.load(str(save_pt(rasbt(model, head=1.5), tmp_path / "sft.pth")))
+    assert not loaded.config.tie_word_embeddings
+    torch.testing.assert_close(logits(loaded), 1.5 * expected(model), rtol=0, atol=1e-5)
+    checkpoint.save(loaded, tmp_path / "own.pt")
+    torch.testing.assert_close(logits(checkpoint.load(tmp_path / "own.pt")), 1.5 * expected(model), rtol=0, atol=1e-5)
+
+
+def test_an_untied_model_of_transformers_is_read(tmp_path: Path) -> None:
+    model = reference(n_embd=64, n_head=1, tie_word_embeddings=False)
+    model.save_pretrained(tmp_path / "any")
+    torch.testing.assert_close(logits(pretrained.load(str(tmp_path / "any"))), expected(model), rtol=0, atol=1e-5)
+
+
+def test_a_model_without_biases_has_zeros_for_them(model: GPT2LMHeadModel, tmp_path: Path) -> None:
+    content = nanogpt(model)
+    content["model"] = {name: t for name, t in content["model"].items() if not name.endswith(".bias")}
+    loaded = pretrained.load(str(save_pt(content, tmp_path / "ckpt.pt")))
+    for parameter in (p for name, p in model.named_parameters() if name.endswith(".bias")):
+        assert parameter.abs().sum() > 0
+    assert all(not tensor.any() for name, tensor in loaded.weights.items() if name.endswith(".bias"))
+    assert "13 biases that it does not have taken as zero" in loaded.about["form"]
+
+
+def test_dialogpt_is_known_by_its_config(model: GPT2LMHeadModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "any")
+    assert pretrained.load(str(tmp_path / "any")).template.name == "few-shot"
+    path = tmp_path / "any" / "config.json"
+    tasks = {"task_specific_params": {"conversational": {"max_length": 1000}}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | tasks))
+    assert pretrained.load(str(tmp_path / "any")).template.name == "dialogpt"
+
+
+@pytest.mark.parametrize("rank_stabilised", [False, True])
+def test_an_adapter_is_merged_into_its_base(rank_stabilised: bool, model: GPT2LMHeadModel, tmp_path: Path) -> None:
+    """What peft computes: y = x W + scale (x A^T) B^T, with W stored (in, out)."""
+    model.save_pretrained(tmp_path / "base")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    rank, alpha = 4, 8
+    scale = alpha / (rank**0.5 if rank_stabilised else rank)
+    config = {"peft_type": "LORA", "base_model_name_or_path": "../base", "r": rank, "lora_alpha": alpha}
+    config |= {"use_rslora": rank_stabilised, "fan_in_fan_out": True, "target_modules": ["c_attn"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    changed, tensors = reference(n_embd=64, n_head=1), {}
+    for n, block in enumerate(changed.transformer.h):
+        a, b = torch.randn(rank, 64) * 0.1, torch.randn(192, rank) * 0.1
+        place = f"base_model.model.transformer.h.{n}.attn.c_attn"
+        tensors |= {f"{place}.lora_A.weight": a, f"{place}.lora_B.weight": b}
+        block.attn.c_attn.weight.data += scale * (b @ a).t()
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    loaded = pretrained.load(str(adapter))
+    torch.testing.assert_close(logits(loaded), expected(changed), rtol=0, atol=1e-5)
+    assert "2 weights changed by a LoRA adapter" in loaded.about["form"]
+
+
+def test_loading_in_bfloat16_rounds_each_weight_once(model: GPT2LMHeadModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "any")
+    built = pretrained.load(str(tmp_path / "any")).build_model(torch.bfloat16)
+    weights = plain(model)
+    for name, parameter in built.named_parameters():
+        stored = weights[name].t() if re.search(r"c_(attn|proj|fc)\.weight$", name) else weights[name]
+        assert torch.equal(parameter, stored.bfloat16())
+
+
+@given(data=st.binary(max_size=200), extra=st.integers(-2, 2), many=st.booleans())
+def test_the_fast_checksum_equals_the_plain_one(data: bytes, extra: int, many: bool) -> None:
+    assert fast_crc32c(data) == crc32c(data)
+    assert unmask(masked(crc32c(data))) == crc32c(data)
+
+
+def test_the_checksum_of_many_chunks() -> None:
+    assert fast_crc32c(b"123456789") == 0xE3069283  # the check value of the algorithm
+    data = np.random.default_rng(0).bytes(CHUNK + 7)
+    assert fast_crc32c(data) == crc32c(data)
+    assert fast_crc32c(data[:CHUNK]) == crc32c(data[:CHUNK])
+
+
+def test_a_folder_that_is_no_model_is_told_what_was_found(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(WeightsError, match=r"expected config\.json with .* found notes\.txt"):
+        pretrained.load(str(tmp_path) + os.sep)
