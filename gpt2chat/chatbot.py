@@ -11,8 +11,8 @@ from collections.abc import Callable, Generator, Sequence
 from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import Conversation, Message, Template, fit_context, template_named
-from gpt2chat.data import pairs_to_messages
 from gpt2chat.errors import ConfigError
+from gpt2chat.formats.rows import pairs_to_messages
 from gpt2chat.generation import Decoder, stream_answer
 from gpt2chat.hardware import pick_device, pick_dtype
 from gpt2chat.model import MODEL_SIZES

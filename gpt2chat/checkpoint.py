@@ -89,6 +89,19 @@ def _pieces(tensor: Tensor, like: Tensor | None = None) -> Sequence[Tensor]:
     return tensor.split(max(1, PIECE // max(1, tensor.numel() // tensor.size(dim))), dim)
 
 
+def equal(a: Tensor, b: Tensor, mapped: bool = False) -> bool:
+    """Whether two matrices hold the same numbers, compared piece by piece."""
+    if a.shape != b.shape:
+        return False
+    for one, other in zip(_pieces(a), _pieces(b, like=a), strict=True):
+        if not torch.equal(one, other):
+            return False
+        if mapped:
+            forget_pages(one)
+            forget_pages(other)
+    return True
+
+
 def pack(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Store each matrix as int8 with one scale per row, a quarter of float32; vectors stay as they are."""
     packed: dict[str, Any] = {}

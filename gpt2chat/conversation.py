@@ -21,6 +21,7 @@ class Message:
 
     role: str
     content: str
+    trained: bool = True  # whether an answer is learnt where it stands in training data
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -155,11 +156,11 @@ def _write(writer: _Writer, message: Message, template: Template) -> None:
         return
     writer.flush()
     writer.text(template.lead + message.content)
-    writer.flush(trained=True)
+    writer.flush(message.trained)
     end, _, rest = suffix.partition(END_OF_TEXT)
-    writer.markup(suffix.removesuffix(rest), trained=True)
+    writer.markup(suffix.removesuffix(rest), message.trained)
     writer.text(rest)
-    writer.flush(trained=not template.trainable)
+    writer.flush(message.trained and not template.trainable)
 
 
 def render(conversation: Conversation, template: Template, tokenizer: Tokenizer) -> Example:

@@ -1,4 +1,4 @@
-"""Training files -> records -> examples -> batches.
+"""Records -> examples -> batches.
 
 A record is one document with its place, so that every message can say where. Nothing is dropped silently: the
 `Report` counts and names what was left out or changed.
@@ -6,199 +6,20 @@ A record is one document with its place, so that every message can say where. No
 
 from __future__ import annotations
 
-import json
 import random
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from gpt2chat.conversation import Example, Message, Template, render
+from gpt2chat.conversation import Example, Template, render
 from gpt2chat.errors import DataError
 from gpt2chat.loss import IGNORE, Batch
-from gpt2chat.tokenizer import END_OF_TEXT, Tokenizer
-
-
-@dataclass(frozen=True)
-class Record:
-    """One document of a file: a conversation (messages) or a text (str), and where it stands."""
-
-    place: str
-    content: tuple[Message, ...] | str
-
-
-@dataclass
-class Report:
-    """What reading and rendering left out or found odd: kind -> places."""
-
-    found: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, kind: str, place: str) -> None:
-        """Note one more finding."""
-        self.found.setdefault(kind, []).append(place)
-
-    def lines(self) -> list[str]:
-        """Return one line per kind, with its count and up to five places."""
-        return [
-            f"{len(places)} {kind}: {', '.join(places[:5])}{', …' if len(places) > 5 else ''}"
-            for kind, places in self.found.items()
-        ]
-
-
-def read_utf8(path: Path) -> str:
-    """Read a UTF-8 file, with or without a byte-order mark; raises DataError with the line of a bad byte."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: expected a file, found a folder") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path}: expected UTF-8, found UTF-16: iconv -f UTF-16 -t UTF-8 {path} > new.txt converts it")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}:{line}: expected UTF-8, found byte 0x{error.object[error.start]:02x}: convert the file, for "
-            f"example iconv -f WINDOWS-1252 -t UTF-8 {path} > new.txt"
-        ) from error
-
-
-def read_text(path: Path, separator: str | None = None, report: Report | None = None) -> list[Record]:
-    """Read a text file as one document, or as several between marks of `separator`; line ends become line feeds."""
-    report = report or Report()
-    text = read_utf8(path).replace("\r\n", "\n")
-    parts = text.split(separator) if separator else [text]
-    if separator and len(parts) == 1:
-        report.add(f"texts without the separator {separator!r}, each one document", path.name)
-    records = []
-    line = 1
-    for part in parts:
-        _refuse_end_marker(part, str(path), line)
-        if part.strip():
-            records.append(Record(f"{path}:{line}", part.strip("\n")))
-        elif len(parts) > 1:
-            report.add("documents without text, left out", f"{path.name}:{line}")
-        line += part.count("\n") + (separator or "").count("\n")
-    if not records:
-        raise DataError(f"{path}: expected text, found none")
-    return records
-
-
-def _refuse_end_marker(text: str, place: str, line: int | None = None) -> None:
-    at = text.find(END_OF_TEXT)
-    if at < 0:
-        return
-    separator = ""
-    if line is not None:  # of a text file
-        place = f"{place}:{line + text.count(chr(10), 0, at)}"
-        separator = f', or pass --text_separator "{END_OF_TEXT}" if it separates documents'
-    raise DataError(f"{place}: found {END_OF_TEXT}, which gpt2chat adds by itself: remove it{separator}")
-
-
-def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
-        raise DataError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one record")
-    return dict(pairs)
-
-
-def read_conversations(path: Path, report: Report, seen: set[tuple[Message, ...]] | None = None) -> list[Record]:
-    """Read `[{"user": ..., "bot": ...}, ...]`; raises DataError with the record or line of the first fault.
-
-    `seen` holds the pairs of the files before, so that repeats are found across files.
-    """
-    text = read_utf8(path)
-    if not text.strip():
-        raise DataError(f'{path}: expected a JSON list of {{"user": str, "bot": str}}, found an empty file')
-    rows = _parse(path, text)
-    if not isinstance(rows, list) or not rows:
-        found = "an empty list" if rows == [] else f"a JSON {type(rows).__name__}"
-        raise DataError(f'{path}: expected a list of {{"user": str, "bot": str}}, found {found}')
-    records, seen = [], set() if seen is None else seen
-    for number, row in enumerate(rows, 1):
-        place = f"{path}: record {number}"
-        pair = _pair(row, place, report)
-        if not all(message.content for message in pair):
-            report.add("records without text on one side, left out", f"{path.name} record {number}")
-        elif pair in seen:
-            report.add("records that repeat an earlier one, used once", f"{path.name} record {number}")
-        else:
-            seen.add(pair)
-            records.append(Record(place, pair))
-    if not records and not seen:
-        raise DataError(f"{path}: expected at least one pair with text on both sides, found none")
-    return records
-
-
-def _parse(path: Path, text: str) -> object:
-    """Parse JSON; raises DataError with the place of a fault and, where it is a common one, the mend."""
-    begun = 0
-
-    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal begun
-        begun += 1
-        return _no_duplicate_keys(pairs)
-
-    try:
-        return json.loads(text, object_pairs_hook=checked)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}{_hint(text, error)}"
-        ) from None
-    except RecursionError:
-        raise DataError(f"{path}: not valid JSON: nested too deeply") from None
-    except DataError as error:
-        raise DataError(f"{path}: record {begun}: {error}") from None
-    except ValueError as error:  # a number of too many digits
-        raise DataError(f"{path}: record {begun + 1}: {error}") from None
-
-
-def _hint(text: str, error: json.JSONDecodeError) -> str:
-    before = text[: error.pos].rstrip()
-    if before.endswith(",") and text[error.pos : error.pos + 1] in ("]", "}", ""):
-        return f": remove the comma at the end of line {before.count(chr(10)) + 1}"
-    if error.msg == "Extra data" and text.lstrip().startswith("{"):
-        return ": expected one list, [...] with commas between the records"
-    if not text.lstrip().startswith(("[", "{")):
-        return ": a plain text goes to --text_file"
-    return ""
-
-
-def _pair(row: object, place: str, report: Report) -> tuple[Message, ...]:
-    """The one place where the file format's `user` and `bot` become roles."""
-    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("user", "bot")):
-        shown = json.dumps(row, ensure_ascii=False, default=repr)
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        raise DataError(f'{place}: expected {{"user": str, "bot": str}}, got {shown}')
-    for key in row.keys() - {"user", "bot"}:
-        report.add(f"records with the key {key!r}, which is not used", place.rpartition(": ")[2])
-    for key in ("user", "bot"):
-        _refuse_end_marker(row[key], f"{place}: {key}")
-        if any("\ud800" <= char <= "\udfff" for char in row[key]):
-            report.add("records with half of a character (a lone surrogate), learnt as U+FFFD", place)
-    return Message("user", row["user"].strip()), Message("assistant", row["bot"].strip())
-
-
-def pairs_to_messages(pairs: Sequence[object]) -> list[Message]:
-    """Turn `[{"user", "bot"}]` given in Python into messages; raises DataError naming the index."""
-    if not isinstance(pairs, Sequence) or isinstance(pairs, (str, bytes)):
-        raise DataError(f'examples: expected a list of {{"user": str, "bot": str}}, got {type(pairs).__name__}')
-    report, messages = Report(), list[Message]()
-    for index, pair in enumerate(pairs):
-        both = _pair(pair, f"example {index}", report)
-        if not all(message.content for message in both):
-            raise DataError(f"example {index}: expected text on both sides, got {pair!r}")
-        messages += both
-    return messages
+from gpt2chat.records import Record, Report
+from gpt2chat.tokenizer import Tokenizer
 
 
 def render_records(

@@ -198,7 +198,9 @@ def test_pairs_that_repeat_those_of_another_file_are_used_once_and_named(tiny: P
     result = train(tiny, *files, "--epochs", "1")
     assert result.exit_code == 0
     assert re.search(r"^8 conversations of", result.stderr, re.M)
-    assert re.search(r"^note: 6 records that repeat an earlier one, .*: more\.json record 1,", result.stderr, re.M)
+    assert re.search(
+        r"^note: 6 conversations that repeat an earlier one, .*: more\.json:1: record 1,", result.stderr, re.M
+    )
 
 
 @pytest.mark.parametrize(("count", "few"), [(9, True), (10, False)])

@@ -18,21 +18,17 @@ from hypothesis import strategies as st
 from gpt2chat.conversation import TEMPLATES, Example, Message, render
 from gpt2chat.data import (
     Dataset,
-    Record,
-    Report,
     collate,
     epoch_batches,
     epoch_rows,
     pack,
-    pairs_to_messages,
-    read_conversations,
-    read_text,
     render_records,
     split,
 )
 from gpt2chat.errors import DataError
 from gpt2chat.loss import IGNORE
-from gpt2chat.tokenizer import END_OF_TEXT, Tokenizer
+from gpt2chat.records import Record, Report
+from gpt2chat.tokenizer import Tokenizer
 
 CHAT = TEMPLATES["chat"]
 PAD = 50256
@@ -61,200 +57,6 @@ def contents(records: Sequence[Record]) -> list[Any]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that outlives one example of hypothesis."""
     return tmp_path_factory.mktemp("data")
-
-
-# -- pairs ---------------------------------------------------------------------------------------------------------
-
-
-def test_pairs_become_messages_in_order(tmp_path: Path) -> None:
-    report = Report()
-    path = write(tmp_path / "pairs.json", [pair(" hi ", "Hello\nyou 👋\n"), pair("bye", "日本")])
-    records = read_conversations(path, report)
-    assert [record.content for record in records] == [
-        (Message("user", "hi"), Message("assistant", "Hello\nyou 👋")),
-        (Message("user", "bye"), Message("assistant", "日本")),
-    ]
-    assert records[1].place == f"{path}: record 2"
-    assert report.lines() == []
-
-
-def test_a_byte_order_mark_changes_nothing(tmp_path: Path) -> None:
-    rows = json.dumps([pair("a", "b")])
-    (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf" + rows.encode())
-    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbftext")
-    assert contents(read_conversations(tmp_path / "bom.json", Report())) == [("a", "b")]
-    assert contents(read_text(tmp_path / "bom.txt")) == ["text"]
-
-
-def test_extra_keys_are_counted_and_named(tmp_path: Path) -> None:
-    report = Report()
-    rows = [pair("a", "b") | {"id": 7}, pair("c", "d"), pair("e", "f") | {"id": None}]
-    assert len(read_conversations(write(tmp_path / "p.json", rows), report)) == 3
-    assert report.lines() == ["2 records with the key 'id', which is not used: record 1, record 3"]
-
-
-def test_empty_sides_and_duplicates_are_left_out_and_named(tmp_path: Path) -> None:
-    report = Report()
-    rows = [pair("a", "b"), pair("", "b"), pair("a", " \n"), pair(" a", "b "), pair("a", "c"), pair("a", "b")]
-    assert contents(read_conversations(write(tmp_path / "p.json", rows), report)) == [("a", "b"), ("a", "c")]
-    assert report.lines() == [
-        "2 records without text on one side, left out: p.json record 2, p.json record 3",
-        "2 records that repeat an earlier one, used once: p.json record 4, p.json record 6",
-    ]
-
-
-def test_a_report_names_five_places_and_counts_all() -> None:
-    report = Report()
-    for number in range(7):
-        report.add("odd", f"record {number}")
-    assert report.lines() == ["7 odd: record 0, record 1, record 2, record 3, record 4, …"]
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ('[{"user": "a",\n "bot": }]', ":2:9: not valid JSON"),
-        ('[{"user": "a", "bot": "b"}', ":1:27: not valid JSON"),
-        ("", ': expected a JSON list of {"user": str, "bot": str}, found an empty file'),
-        (" \n", "found an empty file"),
-        ("[]", "found an empty list"),
-        ({"user": "a", "bot": "b"}, "found a JSON dict"),
-        ("null", "found a JSON NoneType"),
-        ([{"question": "a", "answer": "b"}], ': record 1: expected {"user": str, "bot": str}, got {"question": "a"'),
-        ([pair("a", "b"), {"user": "a"}], ': record 2: expected {"user": str, "bot": str}, got {"user": "a"}'),
-        ([{"user": "a", "bot": 3}], 'record 1: expected {"user": str, "bot": str}, got {"user": "a", "bot": 3}'),
-        ([{"user": None, "bot": "b"}], "record 1: expected"),
-        (["a"], 'record 1: expected {"user": str, "bot": str}, got "a"'),
-        ('[{"user": "a", "user": "b", "bot": "c"}]', "the key 'user' stands twice in one record"),
-        ([pair("a", "b"), pair("a", f"b{END_OF_TEXT}")], f"record 2: bot: found {END_OF_TEXT}"),
-        ([pair("", "")], "expected at least one pair with text on both sides, found none"),
-        ("[" * 200_000, "nested too deeply"),
-        ('[{"user": "a", "bot": ' + "9" * 5000 + "}]", ": "),
-    ],
-)
-def test_a_faulty_pairs_file_is_refused_with_its_place(tmp_path: Path, content: object, said: str) -> None:
-    path = write(tmp_path / "pairs.json", content)
-    with pytest.raises(DataError) as caught:
-        read_conversations(path, Report())
-    assert str(caught.value).startswith(str(path))
-    assert said in str(caught.value)
-
-
-@pytest.mark.parametrize("depth", [300, 600, 900, 980, 2_000, 100_000])
-def test_a_deeply_nested_value_is_a_data_error(tmp_path: Path, depth: int) -> None:
-    path = write(tmp_path / "deep.json", '[{"user": ' + "[" * depth + "]" * depth + ', "bot": "b"}]')
-    with pytest.raises(DataError):
-        read_conversations(path, Report())
-
-
-def test_a_long_wrong_record_is_shown_shortened(tmp_path: Path) -> None:
-    path = write(tmp_path / "pairs.json", [{"user": "a" * 500}])
-    with pytest.raises(DataError) as caught:
-        read_conversations(path, Report())
-    assert "..." in str(caught.value)
-    assert "a" * 100 not in str(caught.value)
-
-
-@given(rows=st.lists(JSON | PAIR, max_size=4) | JSON)
-def test_any_json_gives_records_or_a_data_error(folder: Path, rows: object) -> None:
-    try:
-        records = read_conversations(write(folder / "any.json", rows), Report())
-    except DataError as error:
-        assert str(folder / "any.json") in str(error)
-    else:
-        assert 0 < len(records) <= len(rows)  # type: ignore[arg-type]
-
-
-@given(data=st.binary(max_size=60))
-def test_any_bytes_give_records_or_a_data_error(folder: Path, data: bytes) -> None:
-    (folder / "any.bin").write_bytes(data)
-    for read in (lambda path: read_conversations(path, Report()), read_text):
-        try:
-            assert read(folder / "any.bin")
-        except DataError as error:
-            assert str(folder / "any.bin") in str(error)
-
-
-@given(rows=st.lists(PAIR, min_size=1, max_size=12))
-def test_every_pair_is_used_or_named(folder: Path, rows: list[dict[str, str]]) -> None:
-    report = Report()
-    try:
-        records = read_conversations(write(folder / "pairs.json", rows), report)
-    except DataError:
-        assert not any(row["user"].strip() and row["bot"].strip() for row in rows)
-        return
-    used = {int(record.place.rpartition(" ")[2]) for record in records}
-    named = [int(place.rpartition(" ")[2]) for places in report.found.values() for place in places]
-    assert sorted([*used, *named]) == list(range(1, len(rows) + 1))
-    clean = [(row["user"].strip(), row["bot"].strip()) for row in rows]
-    assert contents(records) == list(dict.fromkeys(both for both in clean if all(both)))
-
-
-@pytest.mark.parametrize("bad", [{"user": "a"}, {}, "a", None, 3, ["a", "b"], {"user": b"a", "bot": "b"}, object()])
-def test_a_bad_entry_given_in_python_is_a_data_error_with_its_index(bad: object) -> None:
-    with pytest.raises(DataError, match="example 1: expected"):
-        pairs_to_messages([pair("a", "b"), bad])
-
-
-# -- files ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("read", [read_text, lambda path: read_conversations(path, Report())], ids=["text", "pairs"])
-def test_a_missing_file_a_folder_and_bad_bytes_are_refused_with_their_place(tmp_path: Path, read: Any) -> None:
-    with pytest.raises(DataError, match="no such file"):
-        read(tmp_path / "missing")
-    with pytest.raises(DataError, match="expected a file, found a folder"):
-        read(tmp_path)
-    (tmp_path / "latin").write_bytes(b"one\ntwo \xe9\nthree")
-    with pytest.raises(DataError, match=r"latin:2: expected UTF-8, found byte 0xe9: .*iconv"):
-        read(tmp_path / "latin")
-
-
-def test_a_bad_byte_after_a_byte_order_mark_is_named_with_its_own_line(tmp_path: Path) -> None:
-    (tmp_path / "bom").write_bytes(b"\xef\xbb\xbfa\n\xe9")
-    with pytest.raises(DataError, match=r"bom:2: expected UTF-8, found byte 0xe9"):
-        read_text(tmp_path / "bom")
-
-
-def test_the_end_marker_inside_a_text_is_refused_with_its_line(tmp_path: Path) -> None:
-    path = write(tmp_path / "text.txt", f"one\ntwo\nthree {END_OF_TEXT}\n")
-    with pytest.raises(DataError, match=r"text\.txt:3: found <\|endoftext\|>.*--text_separator"):
-        read_text(path)
-    assert contents(read_text(path, END_OF_TEXT)) == ["one\ntwo\nthree "]
-    separated = write(tmp_path / "parts.txt", f"one\n---\ntwo\n{END_OF_TEXT}")
-    with pytest.raises(DataError, match=r"parts\.txt:4: found"):
-        read_text(separated, "---\n")
-
-
-@pytest.mark.parametrize("name", ["a{0}.txt", "a{b}.txt", "a{.txt"])
-def test_a_file_name_with_braces_is_only_a_name(tmp_path: Path, name: str) -> None:
-    assert contents(read_text(write(tmp_path / name, "text"))) == ["text"]
-    with pytest.raises(DataError) as caught:
-        read_text(write(tmp_path / name, END_OF_TEXT))
-    assert str(caught.value).startswith(f"{tmp_path / name}:1: found")
-    with pytest.raises(DataError) as caught:
-        read_conversations(write(tmp_path / name, [pair("a", END_OF_TEXT)]), Report())
-    assert str(caught.value).startswith(f"{tmp_path / name}: record 1: bot: found")
-
-
-def test_line_ends_of_windows_become_line_feeds(tmp_path: Path) -> None:
-    (tmp_path / "crlf.txt").write_bytes(b"one\r\ntwo\r\n===\r\nthree\r\n")
-    assert contents(read_text(tmp_path / "crlf.txt")) == ["one\ntwo\n===\nthree"]
-    assert contents(read_text(tmp_path / "crlf.txt", "===\n")) == ["one\ntwo", "three"]
-
-
-def test_a_separator_cuts_a_text_into_documents_with_their_lines(tmp_path: Path) -> None:
-    path = write(tmp_path / "text.txt", "one\nmore\n===\ntwo\n===\n \n===\nthree\n")
-    records = read_text(path, "===\n")
-    assert contents(records) == ["one\nmore", "two", "three"]
-    assert [record.place for record in records] == [f"{path}:1", f"{path}:4", f"{path}:8"]
-    assert contents(read_text(path)) == ["one\nmore\n===\ntwo\n===\n \n===\nthree"]
-
-
-@pytest.mark.parametrize("content", ["", " \n\n", "==="])
-def test_a_text_without_text_is_refused(tmp_path: Path, content: str) -> None:
-    with pytest.raises(DataError, match="expected text, found none"):
-        read_text(write(tmp_path / "text.txt", content), "===")
 
 
 # -- examples ------------------------------------------------------------------------------------------------------

@@ -13,14 +13,15 @@ FLOORS = (
     {"errors", "version"},
     {"files", "hardware", "model", "tokenizer"},
     {"conversation", "sampling", "loss"},
-    {"checkpoint", "data", "generation"},
+    {"records"},
+    {"checkpoint", "data", "formats", "generation"},
     {"pretrained", "training", "evaluation"},
     {"chatbot", "run"},
     {"cli"},
     {"__main__"},
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
-FOLDERS = {"cli", "pretrained"}
+FOLDERS = {"cli", "formats", "pretrained"}
 FACADE = "__init__"  # names of all floors, loaded on first use: no module below the command line goes through it
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 LIBRARY = [path for path in SOURCES if "cli" not in path.relative_to(PACKAGE).parts and path.stem != "__main__"]

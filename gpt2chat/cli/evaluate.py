@@ -60,16 +60,16 @@ def evaluate_command(
 
 
 def _text(model: Any, files: tuple[Path, ...]) -> dict[str, float]:
-    from gpt2chat.data import read_utf8
     from gpt2chat.errors import DataError
     from gpt2chat.evaluation import Perplexity, text_perplexity
+    from gpt2chat.formats import expand
     from gpt2chat.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.gpt2()
-    texts = {path: read_utf8(path) for path in files}
-    for path, text in texts.items():
+    texts = {source.name: source.text() for source in expand(files)}
+    for name, text in texts.items():
         if not text.strip():
-            raise DataError(f"{path}: expected text, found none")
+            raise DataError(f"{name}: expected text, found none")
     parts = [text_perplexity(model, tokenizer, text) for text in texts.values()]
     total = Perplexity(sum(p.nats for p in parts), sum(p.tokens for p in parts), sum(p.bytes for p in parts))
     return total.to_dict()
@@ -105,12 +105,13 @@ def _conversations(
 def _read(files: tuple[Path, ...], limit: int | None, template: Template, n_ctx: int) -> list[tuple[Message, ...]]:
     """Read the conversations to score; raises ContextError for one that the model cannot hold."""
     from gpt2chat.conversation import render
-    from gpt2chat.data import Report, read_conversations
     from gpt2chat.errors import ContextError
+    from gpt2chat.formats import expand, read_conversations
+    from gpt2chat.records import Report
     from gpt2chat.tokenizer import Tokenizer
 
     report, conversations = Report(), []
-    records = [record for path in files for record in read_conversations(path, report)][:limit]
+    records = read_conversations(expand(files), report)[:limit]
     for line in report.lines():
         say(f"note: {line}")
     for record in records:

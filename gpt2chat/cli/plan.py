@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,14 @@ import torch
 
 from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
-from gpt2chat.conversation import TEMPLATES, Example, Message, Template, template_named
-from gpt2chat.data import Dataset, Record, Report, read_conversations, read_text, render_records, split
+from gpt2chat.cli.terminal import kept_input
+from gpt2chat.conversation import TEMPLATES, Example, Template, template_named
+from gpt2chat.data import Dataset, render_records, split
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
+from gpt2chat.formats import Library, Source, expand
 from gpt2chat.hardware import pick_device, pick_dtype
 from gpt2chat.model import GPT2
+from gpt2chat.records import Report
 from gpt2chat.run import Run, RunFiles, check_room, check_writable, hash_file, stored_settings
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.training import Step, TrainConfig, count_steps, default_learning_rate, make_optimizer, train
@@ -66,17 +69,17 @@ class _Data:
 def make_plan(options: dict[str, Any]) -> Plan:
     """Read data and model, choose what was left open, and check all of it before the first step."""
     _check(options)
-    files = RunFiles(options["save_path"])
+    files, report = RunFiles(options["save_path"]), Report()
     _spare_the_data(files, options)
-    report = Report()
-    records = _read(options, report)
+    library, hashes = _read(options, report)
     check_writable(files)
-    hashes = {path.as_posix(): hash_file(path) for path in (*options["text_file"], *options["conversation_file"])}
     base = checkpoint.load(options["resume"]) if options["resume"] else pretrained.load(options["model"])
-    base = dataclasses.replace(base, template=_template(options["template"], base.template, bool(records[0])))
+    base = dataclasses.replace(
+        base, template=_template(options["template"], base.template, bool(library.conversations))
+    )
     if not (base.training or {}).get("finished"):
         check_room(files, sum(tensor.numel() for tensor in base.weights.values()))
-    data = _prepare(options, base, records, report)
+    data = _prepare(options, base, library, report)
     if options["patience"] and not data.validation:
         raise ConfigError("patience: nothing is held out to validate on: pass --val_fraction 0.1 or more data")
     if data.dataset.conversations:
@@ -116,7 +119,9 @@ def _check(options: dict[str, Any]) -> None:
         value = options[name]
         if value is not None and value < low:
             raise ConfigError(f"{name}: expected a whole number of {low} or more, got {value!r}")
-    if options["text_share"] is not None and not (options["text_file"] and options["conversation_file"]):
+    if options["text_share"] is not None and not (
+        options["data"] or (options["text_file"] and options["conversation_file"])
+    ):
         raise ConfigError("text_share: expected both --text_file and --conversation_file, got one of them")
     if options["template"]:
         _template(options["template"], TEMPLATES["chat"], True)
@@ -127,7 +132,8 @@ def _check(options: dict[str, Any]) -> None:
 def _spare_the_data(files: RunFiles, options: dict[str, Any]) -> None:
     """Refuse to write over what is read."""
     written = (files.best, files.last, files.metrics, files.curve, files.samples)
-    read = {path.absolute() for path in (*options["text_file"], *options["conversation_file"])}
+    places = (*options["text_file"], *options["conversation_file"], *options["data"])
+    read = {source.path.absolute() for source in expand([place for place in places if str(place) != "-"])}
     for path in written:
         if path.absolute() in read:
             raise ConfigError(f"save_path: {path} is training data and would be overwritten; pass another name")
@@ -143,40 +149,40 @@ def _template(name: str | None, own: Template, conversations: bool) -> Template:
     return template
 
 
-def _read(options: dict[str, Any], report: Report) -> tuple[list[Record], list[Record]]:
+def _read(options: dict[str, Any], report: Report) -> tuple[Library, dict[str, str]]:
+    """Read all data files; return their records, and the hash of each file by its name."""
     separator = options["text_separator"]
     separator = separator.replace("\\n", "\n").replace("\\t", "\t") if separator else None  # as typed in a shell
-    texts = _once([record for path in options["text_file"] for record in read_text(path, separator, report)], report)
-    seen: set[tuple[Message, ...]] = set()
-    pairs = [record for path in options["conversation_file"] for record in read_conversations(path, report, seen)]
-    if options["conversation_file"] and not pairs:
+    library, hashes = Library(report, options["format"], separator), dict[str, str]()
+    for option, only in (("conversation_file", "conversations"), ("text_file", "texts"), ("data", None)):
+        for source in _sources(options[option], options["encoding"]):
+            library.add(source, only)
+            hashes[source.label or source.path.as_posix()] = hash_file(source.path)
+    if not library.conversations and not library.texts:
         raise DataError("nothing is left to learn from: " + "; ".join(report.lines()))
-    return pairs, texts
+    return library, hashes
 
 
-def _once(texts: list[Record], report: Report) -> list[Record]:
-    kept: dict[object, Record] = {}
-    for record in texts:
-        if kept.setdefault(record.content, record) is not record:
-            report.add("texts that repeat an earlier one, used once", record.place)
-    return list(kept.values())
+def _sources(places: Sequence[Path], encoding: str | None) -> Iterator[Source]:
+    for place in places:
+        if str(place) == "-":
+            yield Source(kept_input(), encoding, "standard input")
+        else:
+            yield from expand([place], encoding)
 
 
-def _prepare(
-    options: dict[str, Any], base: Checkpoint, records: tuple[list[Record], list[Record]], report: Report
-) -> _Data:
+def _prepare(options: dict[str, Any], base: Checkpoint, library: Library, report: Report) -> _Data:
     """Render, hold out, mix; the row is as long as the longest conversation needs, and no longer than the context."""
     n_ctx, tokenizer = base.config.n_ctx, Tokenizer.gpt2()
     limit = options["max_length"] or n_ctx
     if limit > n_ctx:
         raise ConfigError(f"max_length: expected at most {n_ctx}, this model's context, got {limit}")
     block = min(options["max_length"] or TEXT_BLOCK, n_ctx)
-    pairs, texts = records
-    conversations = render_records(pairs, base.template, tokenizer, limit, options["too_long"], report)
-    blocks = render_records(texts, base.template, tokenizer, block, "error", report)
+    conversations = render_records(library.conversations, base.template, tokenizer, limit, options["too_long"], report)
+    blocks = render_records(library.texts, base.template, tokenizer, block, "error", report)
     if not conversations and not blocks:
         raise DataError("nothing is left to learn from: " + "; ".join(report.lines()))
-    lines: list[str] = []
+    lines = list(library.found)
     kept_pairs, held_pairs = _hold_out("conversations", conversations, options, lines)
     kept_texts, held_texts = _hold_out("text blocks", blocks, options, lines)
     dataset = Dataset(kept_pairs, kept_texts, text_share=options["text_share"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
@@ -9,6 +10,7 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,6 +66,14 @@ def _typed(name: str, path: str) -> str:
     if Path(shutil.which(name) or "").parent == Path(path).parent:
         return name
     return shlex.quote(min(os.path.relpath(path), os.path.abspath(path), key=len))
+
+
+def kept_input() -> Path:
+    """Copy standard input to a temporary file, so that it can be read more than once; it goes with the program."""
+    with tempfile.NamedTemporaryFile(prefix="gpt2chat-", delete=False) as kept:
+        shutil.copyfileobj(sys.stdin.buffer, kept)
+    atexit.register(lambda: Path(kept.name).unlink(missing_ok=True))
+    return Path(kept.name)
 
 
 def tolerate_any_text() -> None:

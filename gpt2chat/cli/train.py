@@ -32,8 +32,11 @@ class NewFile(click.Path):
 
 @click.command("train", context_settings=SETTINGS)
 @click.option("--model", default="gpt2-small (124M)", help="A released size, demo, a folder, a hub repository, a .pt.")
-@click.option("--text_file", type=FILE, multiple=True, help="UTF-8 text to learn; may be given several times.")
-@click.option("--conversation_file", type=FILE, multiple=True, help='JSON list of {"user": ..., "bot": ...}.')
+@click.option("--text_file", type=FILE, multiple=True, help="Text to learn: file, folder or pattern; repeatable.")
+@click.option("--conversation_file", type=FILE, multiple=True, help='{"user": ..., "bot": ...} and other forms; same.')
+@click.option("--data", type=FILE, multiple=True, help="Either kind, told apart by its content; - is standard input.")
+@click.option("--format", help="What the files are, if it is not seen: pairs, messages, text …")
+@click.option("--encoding", help="Of the files.  [default: UTF-8, or what a byte-order mark says]")
 @click.option(
     "--save_path", type=NewFile(path_type=Path), default="trained_model.pt", help="Where the checkpoint goes."
 )
@@ -72,9 +75,11 @@ def train_command(context: click.Context, /, **options: Any) -> None:
     from gpt2chat.cli.plan import make_plan
     from gpt2chat.errors import ConfigError
 
-    nothing = not options["text_file"] and not options["conversation_file"] and options["resume"] is None
+    nothing = (
+        not any(options[name] for name in ("text_file", "conversation_file", "data")) and options["resume"] is None
+    )
     if nothing and not options["interactive"]:
-        raise ConfigError("train: expected --text_file or --conversation_file (or --resume), got neither")
+        raise ConfigError("train: expected --text_file, --conversation_file or --data (or --resume), got none")
     if not nothing:
         if options["resume"] is not None:
             options = _resumed_options(context, options)

@@ -127,7 +127,7 @@ def _assemble(stored: Stored, weights: Weights, name: str) -> Checkpoint:
     head = tensors.pop("lm_head.weight", None)
     if head is None and stored.config is not None and not stored.config.get("tie_word_embeddings", True):
         raise WeightsError("expected lm_head.weight, which config.json says is not the embedding, found none")
-    if head is not None and not head.equal(tensors["wte.weight"]):
+    if head is not None and not checkpoint.equal(head, tensors["wte.weight"], stored.mapped):
         tensors["lm_head.weight"] = head
         config = dataclasses.replace(config, tie_word_embeddings=False)
         notes.append("its output head is not the embedding")

@@ -1,0 +1,202 @@
+"""The kinds of rows that people keep conversations and texts in -> messages or text.
+
+A kind is known by the keys of a file's first row. user/bot is our own form; `messages` OpenAI's; `conversations` that
+of ShareGPT; instruction/input/output Alpaca's; prompt/completion that of completion fine-tuning.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpt2chat.conversation import Message
+from gpt2chat.errors import DataError
+from gpt2chat.records import Record, Report
+from gpt2chat.tokenizer import END_OF_TEXT
+
+Content = tuple[Message, ...] | str
+SPEAKERS = {
+    "user": "user",
+    "human": "user",
+    "customer": "user",
+    "assistant": "assistant",
+    "bot": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "agent": "assistant",
+    "system": "system",
+}
+# Names of the two sides of a pair, in rows and in the header of a table.
+PAIRS = (("user", "bot"), ("question", "answer"), ("prompt", "completion"), ("prompt", "response"), ("input", "output"))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of rows: its name, the keys that tell it, a line that shows it, and how a row becomes content."""
+
+    name: str
+    keys: tuple[str, ...]
+    shape: str
+    read: Callable[[Mapping[str, Any]], Content]
+    used: tuple[str, ...] = ()
+
+    def fits(self, keys: Iterable[str]) -> bool:
+        """Whether rows with these keys are of this kind."""
+        return set(self.keys) <= set(keys)
+
+
+def _text(row: Mapping[str, Any], key: str, optional: bool = False) -> str:
+    value = row.get(key)
+    if optional and value in (None, ""):
+        return ""
+    if not isinstance(value, str):
+        raise DataError(f"{key}: expected text, got {_shown(value)}")
+    return value
+
+
+def _pair(user: str, bot: str) -> Callable[[Mapping[str, Any]], Content]:
+    def read(row: Mapping[str, Any]) -> Content:
+        system = _text(row, "system", optional=True)
+        before = [Message("system", system.strip())] if system else []
+        return (*before, Message("user", _text(row, user).strip()), Message("assistant", _text(row, bot).strip()))
+
+    return read
+
+
+def _messages(row: Mapping[str, Any]) -> Content:
+    return tuple(_message(item, number, "role", "content") for number, item in _items(row, "messages"))
+
+
+def _sharegpt(row: Mapping[str, Any]) -> Content:
+    system = _text(row, "system", optional=True)
+    before = [Message("system", system.strip())] if system else []
+    return (*before, *(_message(item, number, "from", "value") for number, item in _items(row, "conversations")))
+
+
+def _alpaca(row: Mapping[str, Any]) -> Content:
+    messages = []
+    if system := _text(row, "system", optional=True).strip():
+        messages.append(Message("system", system))
+    for number, turn in _items(row, "history") if row.get("history") else ():
+        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
+            raise DataError(f"history {number}: expected [question, answer], got {_shown(turn)}")
+        messages += [Message("user", turn[0].strip()), Message("assistant", turn[1].strip())]
+    parts = [_text(row, "instruction").strip(), _text(row, "input", optional=True).strip()]
+    question = "\n".join(part for part in parts if part)
+    return (*messages, Message("user", question), Message("assistant", _text(row, "output").strip()))
+
+
+def _items(row: Mapping[str, Any], key: str) -> Iterable[tuple[int, Any]]:
+    items = row.get(key)
+    if not isinstance(items, list):
+        raise DataError(f"{key}: expected a list, got {_shown(items)}")
+    return enumerate(items, 1)
+
+
+def _message(item: Any, number: int, role: str, content: str) -> Message:
+    """Read one message; a weight of 0 keeps an answer out of the loss."""
+    if not isinstance(item, dict) or not isinstance(item.get(role), str) or not isinstance(item.get(content), str):
+        raise DataError(f'message {number}: expected {{"{role}": str, "{content}": str}}, got {_shown(item)}')
+    speaker = SPEAKERS.get(item[role].lower())
+    if speaker is None:
+        raise DataError(f"message {number}: {role}: expected user, assistant or system, got {item[role]!r}")
+    weight = item.get("weight", 1)
+    if weight not in (0, 1):
+        raise DataError(f"message {number}: weight: expected 0 or 1, got {_shown(weight)}")
+    return Message(speaker, item[content].strip(), trained=bool(weight))
+
+
+def _plain_text(row: Mapping[str, Any]) -> Content:
+    return _text(row, "text").strip("\n")
+
+
+KINDS = (
+    Kind("messages", ("messages",), '{"messages": [{"role": "user", "content": ...}, ...]}', _messages),
+    Kind(
+        "sharegpt",
+        ("conversations",),
+        '{"conversations": [{"from": "human", "value": ...}, ...]}',
+        _sharegpt,
+        ("system",),
+    ),
+    Kind(
+        "alpaca",
+        ("instruction", "output"),
+        '{"instruction": ..., "input": ..., "output": ...}',
+        _alpaca,
+        ("input", "system", "history"),
+    ),
+    *(Kind("pairs", pair, f'{{"{pair[0]}": str, "{pair[1]}": str}}', _pair(*pair), ("system",)) for pair in PAIRS),
+    Kind("text", ("text",), '{"text": ...}', _plain_text),
+)
+
+
+PAIR = next(kind for kind in KINDS if kind.name == "pairs")
+
+
+def kind_of(keys: Iterable[str], place: str, wanted: str | None = None) -> Kind:
+    """Return the kind of rows with these keys; raises DataError with the kinds there are."""
+    keys = list(keys)
+    for kind in KINDS:
+        if kind.fits(keys) and wanted in (None, kind.name):
+            return kind
+    kinds = [kind for kind in KINDS if wanted in (None, kind.name)]
+    shapes = " or ".join(dict.fromkeys(kind.shape for kind in kinds[:5]))
+    raise DataError(f"{place}: expected {shapes}, got the keys {', '.join(map(repr, keys)) or 'of an empty record'}")
+
+
+def read_row(row: Any, kind: Kind, place: str, report: Report) -> Record | None:
+    """Read one row; None, with a note, where a side has no text. Raises DataError with the place."""
+    if not isinstance(row, dict) or not kind.fits(row):
+        raise DataError(f"{place}: expected {kind.shape}, got {_shown(row)}")
+    try:
+        content = kind.read(row)
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from None
+    for key in row.keys() - {*kind.keys, *kind.used}:
+        report.add(f"records with the key {key!r}, which is not used", place)
+    return checked(content, place, report)
+
+
+def checked(content: Content, place: str, report: Report) -> Record | None:
+    """Refuse what cannot be learnt and name what is left out."""
+    texts = [content] if isinstance(content, str) else [message.content for message in content]
+    for text in texts:
+        if END_OF_TEXT in text:
+            raise DataError(f"{place}: found {END_OF_TEXT}, which gpt2chat adds by itself: remove it")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            report.add("records with half of a character (a lone surrogate), learnt as U+FFFD", place)
+    if not isinstance(content, str):
+        if not any(message.role == "assistant" and message.trained for message in content):
+            report.add("records without an answer to learn, left out", place)
+            return None
+        if content[-1].role != "assistant":
+            report.add("records that end with a question; it is not used", place)
+            last = max(i for i, message in enumerate(content) if message.role == "assistant")
+            content = content[: last + 1]
+    if not all(texts) or not texts:
+        report.add("records without text on one side, left out", place)
+        return None
+    return Record(place, content)
+
+
+def pairs_to_messages(pairs: object) -> list[Message]:
+    """Turn `[{"user", "bot"}]` given in Python into messages; raises DataError naming the index."""
+    if not isinstance(pairs, Sequence) or isinstance(pairs, (str, bytes)):
+        raise DataError(f'examples: expected a list of {{"user": str, "bot": str}}, got {type(pairs).__name__}')
+    messages: list[Message] = []
+    for index, pair in enumerate(pairs):
+        record = read_row(pair, PAIR, f"example {index}", Report())
+        if record is None or isinstance(record.content, str):
+            raise DataError(f"example {index}: expected text on both sides, got {pair!r}")
+        messages += record.content
+    return messages
+
+
+def _shown(value: Any) -> str:
+    shown = json.dumps(value, ensure_ascii=False, default=repr)
+    return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -1,0 +1,154 @@
+"""Files, folders and patterns -> decoded text, a piece at a time."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import difflib
+import glob
+import gzip
+import lzma
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from gpt2chat.errors import ConfigError, DataError
+
+PIECE = 1 << 20  # bytes that are decoded at a time
+SUFFIXES = (".txt", ".md", ".markdown", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+PACKED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open}
+BOMS = (  # of UTF-32 before those of UTF-16, with which they begin
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to read; `encoding` None is UTF-8, or what a byte-order mark says."""
+
+    path: Path
+    encoding: str | None = None
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return self.label or str(self.path)
+
+    def pieces(self) -> Iterator[str]:
+        """Yield the decoded text; raises DataError with the line of a byte that cannot be."""
+        with self._open() as file:
+            data = file.read(PIECE)
+            decoder = codecs.getincrementaldecoder(self._encoding(data))("strict")
+            line = 1
+            while True:
+                try:
+                    text = decoder.decode(data, final=not data)
+                except UnicodeDecodeError as error:
+                    raise self._undecodable(error, line) from None
+                line += text.count("\n")
+                if text:
+                    yield text
+                if not data:
+                    return
+                data = file.read(PIECE)
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines without their ends, whether those are of Unix or Windows."""
+        rest = ""
+        for piece in self.pieces():
+            *whole, rest = (rest + piece).split("\n")
+            for line in whole:
+                yield line.removesuffix("\r")
+        if rest:
+            yield rest.removesuffix("\r")
+
+    def text(self) -> str:
+        """Return all of it; line ends become line feeds."""
+        return "".join(self.pieces()).replace("\r\n", "\n")
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[IO[bytes]]:
+        try:
+            with self.path.open("rb") as plain:
+                head = plain.read(6)
+            opener = next((opener for magic, opener in PACKED.items() if head.startswith(magic)), None)
+            with self.path.open("rb") if opener is None else opener(self.path, "rb") as file:
+                yield file
+        except IsADirectoryError:
+            raise DataError(f"{self.name}: expected a file, found a folder") from None
+        except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{self.name}: its compression is damaged or cut short: {error}") from None
+        except OSError as error:
+            raise DataError(f"{self.name}: cannot be read: {error.strerror or error}") from None
+
+    def _encoding(self, head: bytes) -> str:
+        if self.encoding is not None:
+            try:
+                return codecs.lookup(self.encoding).name
+            except LookupError:
+                raise ConfigError(f"encoding: {self.encoding!r} is not known; utf-8, cp1252 and utf-16 are") from None
+        return next((name for mark, name in BOMS if head.startswith(mark)), "utf-8")
+
+    def _undecodable(self, error: UnicodeDecodeError, line: int) -> DataError:
+        line += error.object.count(b"\n", 0, error.start)
+        around = error.object[max(0, error.start - 12) : error.start + 12]
+        hint = "pass its --encoding"
+        with contextlib.suppress(UnicodeDecodeError):
+            hint = f"--encoding cp1252 would read it as {around.decode('cp1252')!r}"
+        byte = error.object[error.start]
+        return DataError(f"{self.name}:{line}: expected {error.encoding.upper()}, found byte 0x{byte:02x}: {hint}")
+
+
+def expand(places: Sequence[str | Path], encoding: str | None = None) -> list[Source]:
+    """Return the files of paths, folders (all data files in them) and patterns; raises DataError for none."""
+    sources: list[Source] = []
+    for place in places:
+        path = Path(place)
+        try:
+            folder, there = path.is_dir(), path.exists()
+        except (OSError, ValueError) as error:  # a name too long for a file system, a NUL
+            raise DataError(f"{place}: cannot be a file name: {error}") from None
+        if folder:
+            sources += [Source(file, encoding) for file in _inside(path)]
+        elif there:
+            sources.append(Source(path, encoding))
+        else:
+            sources += [Source(Path(file), encoding) for file in _matching(str(place))]
+    return sources
+
+
+def _inside(folder: Path) -> list[Path]:
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and _is_data(file)]
+    if not files:
+        raise DataError(f"{folder}: expected data files ({', '.join(SUFFIXES)}, also .gz and .xz) in it, found none")
+    return files
+
+
+def _is_data(file: Path) -> bool:
+    name = file.name.lower()
+    for end in (".gz", ".xz"):
+        name = name.removesuffix(end)
+    return name.endswith(SUFFIXES) and not any(part.startswith(".") for part in file.parts)
+
+
+def _matching(pattern: str) -> list[str]:
+    try:
+        found = sorted(file for file in glob.glob(pattern, recursive=True) if os.path.isfile(file))
+    except ValueError:  # a NUL in the name
+        found = []
+    if found:
+        return found
+    folder, name = os.path.split(pattern)
+    near: list[str] = []
+    with contextlib.suppress(OSError, ValueError):
+        near = difflib.get_close_matches(name, os.listdir(folder or "."), n=1)
+    hint = f": did you mean {os.path.join(folder, near[0])}?" if near else ""
+    raise DataError(f"{pattern}: no such file{hint}")
