@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 
 from gpt2chat.conversation import Message
+
+MOST_PLACES = 1000  # of each kind that are kept; all are counted
 
 
 @dataclass(frozen=True)
@@ -18,17 +21,21 @@ class Record:
 
 @dataclass
 class Report:
-    """What reading and rendering left out or found odd: kind -> places."""
+    """What reading and rendering left out or found odd: kind -> its count, and its first places."""
 
     found: dict[str, list[str]] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, kind: str, place: str) -> None:
         """Note one more finding."""
-        self.found.setdefault(kind, []).append(place)
+        self.counts[kind] += 1
+        places = self.found.setdefault(kind, [])
+        if len(places) < MOST_PLACES:
+            places.append(place)
 
     def lines(self) -> list[str]:
         """Return one line per kind, with its count and up to five places."""
         return [
-            f"{len(places)} {kind}: {', '.join(map(os.path.basename, places[:5]))}{', …' if len(places) > 5 else ''}"
+            f"{self.counts[kind]} {kind}: {', '.join(map(os.path.basename, places[:5]))}{', …' if places[5:] else ''}"
             for kind, places in self.found.items()
         ]
