@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -448,3 +449,28 @@ def test_streamed_rows_equal_parsed_ones_whatever_the_pieces(
 def test_a_row_knows_its_line(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.json", '\n[\n {"a": 1},\n\n {"a":\n 2}, {"a": 3}\n]\n')
     assert [line for line, _ in read_rows(Source(path))] == [3, 5, 6]
+
+
+# -- the documents -------------------------------------------------------------------------------------------------
+
+DATA_GUIDE = (Path(__file__).resolve().parent.parent / "docs" / "data.md").read_text("utf-8")
+EXAMPLES = dict(re.findall(r"^### ([\w.]+)\n```\w+\n(.*?)^```", DATA_GUIDE, flags=re.M | re.S))
+
+
+def test_the_guide_shows_every_form() -> None:
+    assert len(EXAMPLES) == 11
+    for name in formats.FORMATS:
+        assert f"`{name}`" in DATA_GUIDE
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_of_the_guide_is_read(name: str, tmp_path: Path) -> None:
+    found = library(write(tmp_path / name, EXAMPLES[name]))
+    if found.texts:
+        assert all("9 to 17" in str(record.content) or "park" in str(record.content) for record in found.texts)
+    else:
+        assert contents(found.conversations) == [
+            ("When are you open?", "From 9 to 17."),
+            ("Where can I park?", "Behind the house."),
+        ]
+    assert not found.report.found
