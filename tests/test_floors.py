@@ -15,7 +15,7 @@ FLOORS = (
     {"conversation", "sampling", "loss"},
     {"records"},
     {"checkpoint", "data", "formats", "generation"},
-    {"pretrained", "training", "evaluation"},
+    {"checking", "pretrained", "training", "evaluation"},
     {"chatbot", "run"},
     {"cli"},
     {"__main__"},

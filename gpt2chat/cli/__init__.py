@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from gpt2chat.cli.chat import chat_command
+from gpt2chat.cli.data import data_command
 from gpt2chat.cli.evaluate import evaluate_command
 from gpt2chat.cli.inspect import inspect_command
 from gpt2chat.cli.terminal import SETTINGS
@@ -24,5 +25,5 @@ def main() -> None:
     """
 
 
-for command in (train_command, chat_command, evaluate_command, inspect_command):
+for command in (train_command, chat_command, evaluate_command, inspect_command, data_command):
     main.add_command(command)

@@ -86,10 +86,12 @@ def read(
     wanted: str | None = None,
     separator: str | None = None,
     as_text: bool = False,
+    faults: list[str] | None = None,
 ) -> Reading:
     """Find out a file's form and read it; `as_text` takes what is neither JSON nor a table as text.
 
-    `separator` cuts texts into documents. Raises DataError with the place of a fault, ConfigError for an unknown form.
+    `separator` cuts texts into documents. With `faults`, faulty records are noted there and passed over. Raises
+    DataError with the place of a fault, ConfigError for an unknown form.
     """
     if wanted is not None and wanted not in FORMATS:
         raise ConfigError(f"format: expected one of {', '.join(FORMATS)}, got {wanted!r}")
@@ -99,13 +101,13 @@ def read(
     lines = head.splitlines()
     kind = next((kind.name for kind in KINDS if kind.name == wanted), None)
     if JSON_BEGINS.match(head) and (wanted != "text" or '"text"' in head):
-        return _rows(source, report, "JSON", read_rows(source), kind)
+        return _rows(source, report, "JSON", read_rows(source), kind, faults)
     parted = separator_of(lines[0])
     names = [name.strip().strip('"').lower() for name in lines[0].split(parted)] if parted else []
     table = any(each.fits(names) for each in KINDS) or source.name.lower().endswith((".csv", ".tsv"))
     if parted and table and wanted not in ("text", "transcript", "chatml"):
         form = {"\t": "TSV", ",": "CSV"}.get(parted, f"table with {parted}")
-        return _rows(source, report, form, read_table(source, parted), kind)
+        return _rows(source, report, form, read_table(source, parted), kind, faults)
     if wanted == "chatml" or (wanted is None and not as_text and is_chatml(lines)):
         return Reading(source, "ChatML", _checked(read_chatml(source), source, report))
     if wanted == "transcript" or (wanted is None and not as_text and is_transcript(lines)):
@@ -115,7 +117,14 @@ def read(
     return Reading(source, "text", _texts(source, report, separator))
 
 
-def _rows(source: Source, report: Report, form: str, rows: Iterator[tuple[int, object]], wanted: str | None) -> Reading:
+def _rows(
+    source: Source,
+    report: Report,
+    form: str,
+    rows: Iterator[tuple[int, object]],
+    wanted: str | None,
+    faults: list[str] | None,
+) -> Reading:
     """Read the first row to know their kind, then all of them."""
     first = next(rows, None)
     if first is None:
@@ -127,7 +136,14 @@ def _rows(source: Source, report: Report, form: str, rows: Iterator[tuple[int, o
 
     def records() -> Iterator[Record]:
         for number, (line, row) in enumerate(_chain(first, rows), 1):
-            if record := read_row(row, kind, f"{source.name}:{line}: record {number}", report):
+            try:
+                record = read_row(row, kind, f"{source.name}:{line}: record {number}", report)
+            except DataError as error:
+                if faults is None:
+                    raise
+                faults.append(str(error))
+                continue
+            if record:
                 yield record
 
     return Reading(source, f"{_named(kind)} in {form}", records())

@@ -1,0 +1,128 @@
+"""Records -> files in the forms that other programs take; reading them back gives the same records."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt2chat.conversation import Message
+from gpt2chat.errors import ConfigError, DataError
+from gpt2chat.files import atomic_writer
+from gpt2chat.records import Record
+
+Messages = tuple[Message, ...]
+
+
+def _messages(content: Messages) -> dict[str, Any]:
+    items: list[dict[str, Any]] = []
+    for message in content:
+        items.append({"role": message.role, "content": message.content})
+        if not message.trained:
+            items[-1]["weight"] = 0
+    return {"messages": items}
+
+
+def _learnt(content: Messages, form: str) -> Messages:
+    if not all(message.trained for message in content):
+        raise DataError(f"{form} has no place for an answer that is not learnt: use messages")
+    return content
+
+
+def _sharegpt(content: Messages) -> dict[str, Any]:
+    names = {"user": "human", "assistant": "gpt", "system": "system"}
+    return {"conversations": [{"from": names[m.role], "value": m.content} for m in _learnt(content, "sharegpt")]}
+
+
+def _turns(content: Messages, form: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return the system prompt and (question, answer) pairs; raises DataError for a conversation of another shape."""
+    system = "".join(message.content for message in content[:1] if message.role == "system")
+    rest = _learnt(content[1:] if content[0].role == "system" else content, form)
+    if [message.role for message in rest] != ["user", "assistant"] * (len(rest) // 2):
+        raise DataError(f"{form} takes questions and answers in turn: use messages")
+    texts = [message.content for message in rest]
+    return system, list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _pair(content: Messages, form: str = "pairs") -> dict[str, Any]:
+    system, turns = _turns(content, form)
+    if len(turns) != 1:
+        raise DataError(f"{form} takes one question and one answer, found {len(turns)}: use messages")
+    row = {"user": turns[0][0], "bot": turns[0][1]}
+    return {"system": system, **row} if system else row
+
+
+def _alpaca(content: Messages) -> dict[str, Any]:
+    system, turns = _turns(content, "alpaca")
+    *history, (question, answer) = turns
+    row: dict[str, Any] = {"instruction": question, "input": "", "output": answer}
+    if system:
+        row["system"] = system
+    if history:
+        row["history"] = [list(turn) for turn in history]
+    return row
+
+
+ROWS: dict[str, Callable[[Messages], dict[str, Any]]] = {
+    "pairs": _pair,
+    "messages": _messages,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "csv": lambda content: _pair(content, "csv"),
+}
+TARGETS = (*ROWS, "text")
+
+
+def write(records: Iterable[Record], path: Path, form: str) -> int:
+    """Write records as `form`; return how many. JSON is one object per line unless `path` ends in .json.
+
+    Raises DataError with the place of a record that the form has no room for; then nothing is written.
+    """
+    if form not in TARGETS:
+        raise ConfigError(f"to: expected one of {', '.join(TARGETS)}, got {form!r}")
+    count = 0
+    with atomic_writer(path) as file:
+        for piece in _pieces(records, form, path.suffix.lower() == ".json"):
+            count += 1
+            file.write(piece.encode("utf-8", "replace"))
+        if form != "csv" and path.suffix.lower() == ".json":
+            file.write(b"\n]\n" if count else b"[]\n")
+    return count
+
+
+def _pieces(records: Iterable[Record], form: str, listed: bool) -> Iterator[str]:
+    begins = "[\n"
+    for number, record in enumerate(records):
+        row = _row(record, form)
+        if form == "csv":
+            yield _csv_line(row, header=number == 0)
+            continue
+        line = json.dumps(row, ensure_ascii=False)
+        yield f"{begins if number == 0 else ',' + chr(10)}{line}" if listed else line + "\n"
+
+
+def _row(record: Record, form: str) -> dict[str, Any]:
+    try:
+        if isinstance(record.content, str):
+            if form != "text":
+                raise DataError(f"a text cannot become {form}: use text")
+            return {"text": record.content}
+        if form == "text":
+            raise DataError("a conversation cannot become text: use messages")
+        return ROWS[form](record.content)
+    except DataError as error:
+        raise DataError(f"{record.place}: {error}") from None
+
+
+def _csv_line(row: dict[str, Any], header: bool) -> str:
+    if "system" in row:
+        raise DataError("csv has no place for a system prompt: use messages")
+    out = io.StringIO()
+    lines = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    if header:
+        lines.writerow(row)
+    lines.writerow(row.values())
+    return out.getvalue()
