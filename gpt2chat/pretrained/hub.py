@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import logging
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpt2chat.errors import WeightsError
+from gpt2chat.pretrained.places import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -33,7 +35,9 @@ CHOICES = (
     ("adapter_config.json", r"adapter_model\.safetensors"),
     ("adapter_config.json", r"adapter_model\.bin"),
 )
-TRIES, LONGEST_WAIT = 4, 60.0  # requests for the list of files; seconds between two of them
+TRIES, LONGEST_WAIT = 4, 60.0  # for the list of files and for each file; seconds between two of them
+BROKEN = ("ReadError", "RemoteProtocolError")  # a connection that ended too early, as the client calls it
+ABANDONED = 3600.0  # seconds after which nobody writes to an unfinished file any more
 Answer = TypeVar("Answer")
 
 
@@ -60,8 +64,7 @@ def download(repository: str, name: str) -> Path:
         except Exception as error:  # the client passes on whatever its network libraries raise
             reason, temporary = _reason(error, repository, revision)
             if temporary:
-                with contextlib.suppress(WeightsError):
-                    return _cached(repository, revision, name, "")
+                return _cached(repository, revision, name, reason)
             raise _missing(name, repository, reason) from None
 
 
@@ -71,9 +74,10 @@ def _fetch(repository: str, revision: str, name: str) -> Path:
     api = HfApi()
     info = _retrying(lambda: api.model_info(repository, revision=revision or None, files_metadata=True, timeout=20))
     chosen = _choose({sibling.rfilename: sibling for sibling in info.siblings or []}, name, repository)
-    _check_room(chosen, repository, name)
+    _sweep(repository)
+    _check_room(chosen, repository, str(info.sha), name)
     for file in chosen:
-        path = Path(hf_hub_download(repository, file.rfilename, revision=info.sha))
+        path = Path(_retrying(functools.partial(hf_hub_download, repository, file.rfilename, revision=info.sha)))
         _check_hash(path, file, name)
     if revision != info.sha:
         _remember(repository, revision or "main", str(info.sha))
@@ -93,11 +97,30 @@ def _choose(files: dict[str, RepoSibling], name: str, repository: str) -> list[R
     )
 
 
-def _check_room(files: list[RepoSibling], repository: str, name: str) -> None:
+def _folder(repository: str) -> Path:
+    """Return where the cache keeps a repository."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+
+
+def _sweep(repository: str) -> None:
+    """Remove what killed downloads left behind: the client begins a file anew under another name."""
+    for path in (_folder(repository) / "blobs").glob("*.*.incomplete"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
+
+
+def _check_room(files: list[RepoSibling], repository: str, commit: str, name: str) -> None:
     """Compare what is still to come with the free space of the cache's disk."""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    absent = [file for file in files if not isinstance(try_to_load_from_cache(repository, file.rfilename), str)]
+    def is_here(file: RepoSibling) -> bool:
+        return isinstance(try_to_load_from_cache(repository, file.rfilename, revision=commit), str)
+
+    absent = [file for file in files if not is_here(file)]
     needed = sum(file.size or 0 for file in absent)
     cache = Path(constants.HF_HUB_CACHE)
     place = next(folder for folder in (cache, *cache.parents) if folder.exists())
@@ -132,13 +155,10 @@ def _check_hash(path: Path, file: RepoSibling, name: str) -> None:
 
 def _remember(repository: str, revision: str, commit: str) -> None:
     """Note in the cache which commit a branch was at, as the client does, so that it is found offline."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model") / "refs"
+    place = _folder(repository) / "refs" / revision
     with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / revision).write_text(commit)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(commit)
 
 
 def _cached(repository: str, revision: str, name: str, reason: str) -> Path:
@@ -149,33 +169,74 @@ def _cached(repository: str, revision: str, name: str, reason: str) -> Path:
         folder = Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
     except (LocalEntryNotFoundError, OSError, ValueError):
         raise _missing(name, repository, reason) from None
-    names = {path.name for path in folder.iterdir()}
-    if not any(c in names and any(re.fullmatch(p, n) for n in names) for c, p in CHOICES):
+    if not _is_complete(folder):
         raise _missing(name, repository, reason)
     return folder
 
 
-def _retrying(ask: Callable[[], Answer]) -> Answer:
-    """Ask again when the hub is busy, after the pause it asks for."""
-    from huggingface_hub.errors import HfHubHTTPError
+def _is_complete(folder: Path) -> bool:
+    """Whether a folder of the cache holds a config with weights, of a large model all parts."""
+    names = {path.name for path in folder.iterdir() if path.exists()}
+    chosen = [[n for n in names if re.fullmatch(pattern, n)] for config, pattern in CHOICES if config in names]
+    weights = next((found for found in chosen if found), [])
+    for index in (name for name in weights if name.endswith(".index.json")):
+        listed = read_json(folder / index).get("weight_map")
+        return isinstance(listed, dict) and names.issuperset(map(str, listed.values()))
+    return any("-of-" not in name for name in weights)
 
+
+def _retrying(ask: Callable[[], Answer]) -> Answer:
+    """Ask again when the hub is busy or the connection breaks, after the pause it asks for."""
     for number in range(TRIES):
         try:
-            return ask()
-        except HfHubHTTPError as error:
-            status = error.response.status_code
-            if number == TRIES - 1 or (status != 429 and status < 500):
+            with _own_pauses():
+                return ask()
+        except Exception as error:
+            wait = _pause(error, float(2**number))
+            if number == TRIES - 1 or wait is None or wait > LONGEST_WAIT:
                 raise
-            wait = _retry_after(error.response.headers) or float(2**number)
-            if wait > LONGEST_WAIT:
-                raise
-            time.sleep(wait)
+        time.sleep(wait)
     raise AssertionError("the last try returns or raises")
 
 
+def _pause(error: Exception, usual: float) -> float | None:
+    """Return how long to wait before the next try; None when there is no use in one."""
+    response = _response(error)
+    if response is None:
+        return usual if type(error).__name__ == "ReadError" else None
+    if response.status_code == 429 or response.status_code >= 500:
+        return _retry_after(response.headers) or usual
+    return None
+
+
+def _response(error: Exception) -> Any:
+    """Return the hub's answer in an error or in its cause, if there was one."""
+    found = (getattr(each, "response", None) for each in (error, error.__cause__))
+    return next((response for response in found if response is not None), None)
+
+
+@contextlib.contextmanager
+def _own_pauses() -> Iterator[None]:
+    """Pass on what a busy hub answers at once: the client alone would sleep, silently, as long as it is told to."""
+    from huggingface_hub import get_session
+
+    def pass_on(response: Any) -> None:
+        if response.status_code == 429 or response.status_code >= 500:
+            response.raise_for_status()
+
+    hooks = get_session().event_hooks["response"]
+    hooks.append(pass_on)
+    try:
+        yield
+    finally:
+        hooks.remove(pass_on)
+
+
 def _retry_after(headers: Any) -> float | None:
-    value = str(headers.get("Retry-After", ""))
-    return float(value) if value.isdigit() else None
+    """Return the seconds that an answer asks to wait, in either of the two ways that hubs have."""
+    limit = re.search(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d+)", str(headers.get("RateLimit", "")))
+    value = limit[1] if limit else str(headers.get("Retry-After", ""))
+    return float(value) if value.isdecimal() else None
 
 
 def _reason(error: Exception, repository: str, revision: str) -> tuple[str, bool]:
@@ -183,36 +244,51 @@ def _reason(error: Exception, repository: str, revision: str) -> tuple[str, bool
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
+        HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    place = constants.ENDPOINT
+    place, response = constants.ENDPOINT, _response(error)
+    if isinstance(error, HFValidationError):
+        return "that cannot be the name of a repository", False
     if isinstance(error, GatedRepoError):
         return f"its terms must be accepted at {place}/{repository}, and HF_TOKEN set to your token", False
     if isinstance(error, RevisionNotFoundError):
         return f"{place} has no revision {revision!r} of it", False
     if isinstance(error, RepositoryNotFoundError):
         return f"{place} has no public repository of that name (a private one needs HF_TOKEN)", False
-    if isinstance(error, HfHubHTTPError):
-        return _status(error, place)
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
-        return _status(error.__cause__, place)
+    if response is not None:
+        return _status(response, place)
+    return _broken(error, place)
+
+
+def _broken(error: Exception, place: str) -> tuple[str, bool]:
+    """Return what went wrong where the hub gave no answer, and whether it may pass."""
+    from huggingface_hub import constants
+
+    kind = type(error.__cause__ or error).__name__
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"the disk of {constants.HF_HUB_CACHE} is full", False
+    if isinstance(error, OSError) and error.filename:
+        return f"{constants.HF_HUB_CACHE} cannot be written ({error.strerror}): set HF_HOME to another folder", False
     if "Consistency check failed" in str(error):
-        return "the download was cut short; what has come is kept: try again", True
-    return f"{place} cannot be reached, and they are not in the cache ({type(error).__name__})", True
+        return "the download was cut short: try again", True
+    if kind in BROKEN:
+        return f"the connection to {place} broke off ({kind}): try again", True
+    if isinstance(error, UnicodeEncodeError):
+        return "HF_TOKEN holds characters that no token has", False
+    if isinstance(error, (ValueError, LookupError)) or kind == "FileMetadataError":
+        return f"{place} does not answer as a hub: check HF_ENDPOINT and the network ({kind})", True
+    return f"{place} cannot be reached, and they are not in the cache ({kind})", True
 
 
-def _status(error: Any, place: str) -> tuple[str, bool]:
-    status = error.response.status_code
+def _status(response: Any, place: str) -> tuple[str, bool]:
+    status = response.status_code
     if status in (401, 403):
         return f"{place} refuses access ({status}): check HF_TOKEN", False
     if status == 429:
-        wait = _retry_after(error.response.headers)
+        wait = _retry_after(response.headers)
         return f"{place} asks to wait{f' {wait:.0f} seconds' if wait else ''} (429, too many requests)", True
     return f"{place} answers {status}", status >= 500
 
@@ -228,12 +304,13 @@ def _missing(name: str, repository: str, reason: str) -> WeightsError:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Leave the reporting to our own one line; progress bars stay."""
-    logger = logging.getLogger("huggingface_hub")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    from huggingface_hub.utils import logging as client
+
+    before = client.get_verbosity()
+    client.set_verbosity(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        client.set_verbosity(before)
