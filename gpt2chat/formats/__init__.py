@@ -180,6 +180,8 @@ def _texts(source: Source, report: Report, separator: str | None) -> Iterator[Re
                 f"{source.name}:{line + part.count(chr(10), 0, at)}: found {END_OF_TEXT}, which gpt2chat adds by "
                 f'itself: remove it, or pass --text_separator "{END_OF_TEXT}" if it separates documents'
             )
+        if "\0" in part:
+            report.add("texts with NUL characters, learnt as they are", f"{source.name}:{line}")
         if part.strip():
             found = True
             yield Record(f"{source.name}:{line}", part.strip("\n"))

@@ -166,6 +166,8 @@ def checked(content: Content, place: str, report: Report) -> Record | None:
     for text in texts:
         if END_OF_TEXT in text:
             raise DataError(f"{place}: found {END_OF_TEXT}, which gpt2chat adds by itself: remove it")
+        if "\0" in text:
+            report.add("records with NUL characters, learnt as they are", place)
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
