@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gpt2chat.conversation import Template, render
@@ -131,3 +133,36 @@ def marked(ids: list[int], mask: list[bool], tokenizer: Tokenizer) -> str:
             part, inside = [], trained
         part.append(token)
     return out
+
+
+def split_by_question(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """Hold out about a fraction of the records; those whose first questions are alike stay together.
+
+    Raises DataError when there are not two different ones.
+    """
+    groups: dict[bytes, list[int]] = {}
+    for index, record in enumerate(records):
+        content = record.content
+        text = content if isinstance(content, str) else next(m.content for m in content if m.role == "user")
+        groups.setdefault(_digest(" ".join(WORDS.findall(text.casefold()))), []).append(index)
+    if len(groups) < 2:
+        raise DataError(f"split: expected at least two different records, found {len(groups)}")
+    order = list(groups.values())
+    random.Random(seed).shuffle(order)
+    wanted, held = max(1, round(fraction * len(records))), set[int]()
+    for group in order[:-1]:
+        if len(held) >= wanted:
+            break
+        held.update(group)
+    return [r for i, r in enumerate(records) if i not in held], [r for i, r in enumerate(records) if i in held]
+
+
+def draw(records: Iterable[Record], count: int, seed: int) -> list[Record]:
+    """Draw `count` records evenly from a stream, in its order (Vitter's algorithm R)."""
+    rng, kept = random.Random(seed), list[tuple[int, Record]]()
+    for number, record in enumerate(records):
+        if number < count:
+            kept.append((number, record))
+        elif (place := rng.randrange(number + 1)) < count:
+            kept[place] = (number, record)
+    return [record for _, record in sorted(kept, key=lambda pair: pair[0])]

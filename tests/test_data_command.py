@@ -11,7 +11,7 @@ from helpers_cli import invoke
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2chat.checking import marked
+from gpt2chat.checking import draw, marked, split_by_question
 from gpt2chat.conversation import TEMPLATES, Message, render
 from gpt2chat.errors import DataError
 from gpt2chat.formats import Library, Source
@@ -167,3 +167,58 @@ def test_what_is_learnt_is_marked(tokenizer: Tokenizer) -> None:
     assert marked(ids, [False, True, False], tokenizer) == "one⟦ two⟧ three"
     assert marked(ids, [True, True, True], tokenizer) == "⟦one two three⟧"
     assert marked([], [], tokenizer) == ""
+
+
+# -- split and sample ----------------------------------------------------------------------------------------------
+
+
+@given(
+    numbers=st.lists(st.integers(0, 12), min_size=2, max_size=40),
+    fraction=st.floats(0.05, 0.9),
+    seed=st.integers(0, 99),
+)
+def test_a_split_keeps_every_record_once_and_equal_questions_together(
+    numbers: list[int], fraction: float, seed: int
+) -> None:
+    records = [
+        Record(f"x:{i}", (Message("user", f"Number {n}{'!' * (i % 2)}"), Message("assistant", str(i))))
+        for i, n in enumerate(numbers)
+    ]
+    if len(set(numbers)) < 2:
+        with pytest.raises(DataError, match="two different"):
+            split_by_question(records, fraction, seed)
+        return
+    kept, held = split_by_question(records, fraction, seed)
+    assert sorted([*kept, *held], key=lambda r: int(r.place[2:])) == records
+    assert kept
+    assert held
+    sides = [{record.content[0].content.rstrip("!") for record in side} for side in (kept, held)]  # type: ignore[union-attr]
+    assert not sides[0] & sides[1]
+    assert split_by_question(records, fraction, seed) == (kept, held)
+
+
+def test_split_writes_two_files_that_training_reads(place: Path) -> None:
+    (place / "faq.jsonl").write_text("\n".join(json.dumps({"user": f"Q{n}", "bot": f"A{n}"}) for n in range(50)))
+    result = invoke("data", "split", "faq.jsonl", "--fraction", "0.2")
+    assert result.stderr == "wrote 40 records to train.jsonl\nwrote 10 records to heldout.jsonl\n"
+    both = [*back(place / "train.jsonl", "messages"), *back(place / "heldout.jsonl", "messages")]
+    assert sorted(m[0].content for m in both) == sorted(f"Q{n}" for n in range(50))
+
+
+def test_a_sample_is_even_and_in_order() -> None:
+    records = [Record(f"x:{n}", str(n)) for n in range(20)]
+    counts = [0] * 20
+    for seed in range(2000):
+        drawn = [int(str(record.content)) for record in draw(iter(records), 5, seed)]
+        assert drawn == sorted(set(drawn))
+        assert len(drawn) == 5
+        for number in drawn:
+            counts[number] += 1
+    assert all(400 < count < 600 for count in counts)
+    assert draw(records[:3], 5, 0) == records[:3]
+
+
+def test_sample_prints_records_with_their_place(place: Path) -> None:
+    (place / "faq.csv").write_text("user,bot\nHi,Hello.\n")
+    result = invoke("data", "sample", "faq.csv")
+    assert result.stdout == "faq.csv:2: record 1\nuser: Hi\nassistant: Hello.\n\n"

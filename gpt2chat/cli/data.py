@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from gpt2chat.cli.terminal import RUNTIME_ERROR, SETTINGS, reports_errors, say
 
 if TYPE_CHECKING:
     from gpt2chat.checking import Check
+    from gpt2chat.records import Record
 
 FILE = click.Path(path_type=Path)
 
@@ -25,6 +27,18 @@ def data_command() -> None:
       gpt2chat data check data/conversations.json
       gpt2chat data convert faq.csv pairs.json --to pairs
     """
+
+
+def _records(places: tuple[Path, ...], as_text: bool = False, **o: Any) -> Iterator[Record]:
+    """Yield the records of all places; what was found odd is said at the end."""
+    from gpt2chat.formats import expand, read
+    from gpt2chat.records import Report
+
+    report = Report()
+    for source in expand(places, o.get("encoding")):
+        yield from read(source, report, o.get("format"), o.get("text_separator"), as_text).records
+    for line in report.lines():
+        say(f"note: {line}")
 
 
 @data_command.command("check", context_settings=SETTINGS)
@@ -95,14 +109,55 @@ def convert_command(source: Path, target: Path, to: str, **o: Any) -> None:
       gpt2chat data convert faq.csv pairs.json --to pairs
       gpt2chat data convert dialogs.jsonl.xz sharegpt.json --to sharegpt
     """
-    from gpt2chat.formats import expand, read
     from gpt2chat.formats.writers import write
-    from gpt2chat.records import Report
 
-    report = Report()
-    sources = expand([source], o["encoding"])
-    readings = (read(each, report, o["format"], o["text_separator"], as_text=to == "text") for each in sources)
-    count = write((record for reading in readings for record in reading.records), target, to)
-    for line in report.lines():
-        say(f"note: {line}")
+    count = write(_records((source,), as_text=to == "text", **o), target, to)
     say(f"wrote {count} records to {target}")
+
+
+@data_command.command("split", context_settings=SETTINGS)
+@click.argument("places", nargs=-1, required=True, type=FILE)
+@click.option("--fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1, help="Held out.")
+@click.option("--seed", type=int, default=0, help="Same seed, same split.")
+@click.option("--train", type=FILE, default="train.jsonl", help="Where the rest goes.")
+@click.option("--heldout", type=FILE, default="heldout.jsonl", help="Where the held-out records go.")
+@reports_errors
+def split_command(places: tuple[Path, ...], fraction: float, seed: int, train: Path, heldout: Path) -> None:
+    """Hold out a FRACTION of the conversations in PLACES to judge with; equal questions stay on one side.
+
+    \b
+    Examples:
+      gpt2chat data split data/conversations.json --fraction 0.2
+      gpt2chat data split faq.csv --train faq_train.jsonl --heldout faq_heldout.jsonl
+    """
+    from gpt2chat.checking import split_by_question
+    from gpt2chat.formats.writers import write
+
+    kept, held = split_by_question(list(_records(places)), fraction, seed)
+    for records, path in ((kept, train), (held, heldout)):
+        say(f"wrote {write(records, path, 'messages')} records to {path}")
+
+
+@data_command.command("sample", context_settings=SETTINGS)
+@click.argument("places", nargs=-1, required=True, type=FILE)
+@click.option("-n", "--count", type=click.IntRange(1), default=5, help="How many.")
+@click.option("--seed", type=int, default=0, help="Same seed, same records.")
+@reports_errors
+def sample_command(places: tuple[Path, ...], count: int, seed: int) -> None:
+    """Print COUNT records of PLACES, drawn evenly in one pass.
+
+    \b
+    Examples:
+      gpt2chat data sample data/conversations.json
+      gpt2chat data sample "dialogs/*.jsonl.xz" -n 20 --seed 1
+    """
+    from gpt2chat.checking import draw
+
+    for record in draw(_records(places), count, seed):
+        click.echo(click.style(record.place, dim=True))
+        if isinstance(record.content, str):
+            click.echo(record.content)
+        else:
+            for message in record.content:
+                click.echo(f"{message.role}: {message.content}")
+        click.echo()
