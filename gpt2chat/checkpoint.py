@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,8 +91,8 @@ def _pieces(tensor: Tensor, like: Tensor | None = None) -> Sequence[Tensor]:
 
 
 def equal(a: Tensor, b: Tensor, mapped: bool = False) -> bool:
-    """Whether two matrices hold the same numbers, compared piece by piece."""
-    if a.shape != b.shape:
+    """Whether two matrices hold the same numbers in the same type, compared piece by piece."""
+    if a.shape != b.shape or a.dtype != b.dtype:
         return False
     for one, other in zip(_pieces(a), _pieces(b, like=a), strict=True):
         if not torch.equal(one, other):
@@ -195,8 +196,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path}: expected a .pt file, found a folder")
     try:
         check_records(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=MAPPING)
-        return _from_content(content)
+        return _from_content(unpickle(path, MAPPING))
     except FileNotFoundError:
         last = path.with_name(f"{path.stem}.last.pt")
         hint = f"; of a run that has not ended there is {last}" if last.exists() else f" in {Path.cwd()}"
@@ -205,11 +205,25 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path}: {error}") from error
     except (ConfigError, DataError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: holds objects other than plain data and tensors; refused") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read: {reason}") from error
+        raise CheckpointError(f"{path}: cannot be read: {first_line(error)}") from error
+
+
+def unpickle(path: Path, mapped: bool) -> object:
+    """Read a file of torch.save that holds plain data and tensors; raises CheckpointError without the place."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the age of a pickle or of a kind of tensor
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError("holds objects other than plain data and tensors; refused") from error
+    except Exception as error:  # a pickle is a program, which can fail in any way, also for want of memory
+        raise CheckpointError(f"cannot be read, perhaps cut short: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says in one line, or its kind."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -219,8 +233,11 @@ def is_checkpoint(path: Path) -> bool:
             if file.read(2) != b"PK":
                 return False
         with zipfile.ZipFile(path) as archive:
-            pickles = [record for record in archive.infolist() if record.filename.endswith("/data.pkl")]
-            return any(b"gpt2chat" in archive.read(record)[:200] for record in pickles)
+            for record in archive.infolist():
+                if record.filename.endswith("/data.pkl") and record.compress_type == zipfile.ZIP_STORED:
+                    with archive.open(record) as opened:
+                        return b"gpt2chat" in opened.read(200)
+            return False
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError):
         return True
 

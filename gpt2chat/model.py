@@ -36,7 +36,7 @@ class GPT2Config:
         for field in ("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size"):
             value = getattr(self, field)
             if type(value) is not int or not 0 < value <= 1 << 20:
-                raise ConfigError(f"{field}: expected a whole number above 0, got {value!r}")
+                raise ConfigError(f"{field}: expected a whole number from 1 to {1 << 20}, got {value!r}")
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_embd: expected a multiple of n_head ({self.n_head}), got {self.n_embd}")
         for field in ("dropout", "layer_norm_epsilon"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 from importlib import resources
@@ -68,6 +69,11 @@ def load(name: str) -> Checkpoint:
     The tensors are views of mapped files. Raises WeightsError, CheckpointError or ConfigError with what was expected
     and what to do.
     """
+    return _load(name)
+
+
+def _load(name: str, adapters: bool = True) -> Checkpoint:
+    """Do what `load` does; without `adapters` only whole models are taken."""
     name = canonical_name(name)
     if name == DEMO:
         with resources.as_file(resources.files("gpt2chat").joinpath("assets/demo.pt")) as path:
@@ -78,11 +84,9 @@ def load(name: str) -> Checkpoint:
     except (OSError, ValueError) as error:  # a name too long for a file system, a NUL
         raise ConfigError(f"model: {name[:40]!r}… cannot be a file name: {error}") from error
     if here:
-        return load_place(path, name)
-    if name in REPOSITORIES:
-        return load_place(hub.download(REPOSITORIES[name], name), name)
-    if hub.is_repository(name):
-        return load_place(hub.download(name, name), name)
+        return load_place(path, name, adapters)
+    if name in REPOSITORIES or hub.is_repository(name):
+        return load_place(hub.download(REPOSITORIES.get(name, name), name), name, adapters)
     close = difflib.get_close_matches(name.lower(), [DEMO, *SHORT_FORMS], n=1)
     meant = f"did you mean {close[0]!r}? " if close else ""
     raise ConfigError(
@@ -91,13 +95,12 @@ def load(name: str) -> Checkpoint:
     )
 
 
-def load_place(path: Path, name: str) -> Checkpoint:
+def load_place(path: Path, name: str, adapters: bool = True) -> Checkpoint:
     """Load a file or folder with weights in any of the known forms; raises WeightsError or CheckpointError."""
     if path.is_dir() and adapter.is_adapter(path):
-        base = load(_relative(adapter.base_of(path), path))
-        merged = adapter.merge(path, base.weights)
-        form = f"{merged} weights changed by a LoRA adapter on {name_of(base)}"
-        return dataclasses.replace(base, about={**base.about, "base": name, "form": form})
+        if not adapters:
+            raise WeightsError(f"{path}: expected a whole model, found another adapter")
+        return _load_adapted(path, name)
     if path.is_file() and checkpoint.is_checkpoint(path):
         return checkpoint.load(path)
     if not path.exists():
@@ -109,10 +112,24 @@ def load_place(path: Path, name: str) -> Checkpoint:
         raise WeightsError(f"{stored.path}: {error}") from error
 
 
+def _load_adapted(folder: Path, name: str) -> Checkpoint:
+    """Load an adapter's base model and add the adapter to it."""
+    place = adapter.base_of(folder)
+    try:
+        base = _load(_relative(place, folder), adapters=False)
+    except (WeightsError, CheckpointError, ConfigError) as error:
+        raise WeightsError(f"{folder}: expected its base model {place[:80]!r}: {error}") from error
+    merged = adapter.merge(folder, base.weights)
+    form = f"{merged} weights changed by a LoRA adapter on {name_of(base)}"
+    return dataclasses.replace(base, about={**base.about, "base": name, "form": form})
+
+
 def _relative(base: str, folder: Path) -> str:
     """Return an adapter's base, which may be a place relative to the adapter's own."""
-    beside = folder / base
-    return str(beside) if not Path(base).exists() and beside.exists() else base
+    with contextlib.suppress(OSError, ValueError):  # too long for a file system: `load` says so
+        if not Path(base).exists() and (folder / base).exists():
+            return str(folder / base)
+    return base
 
 
 def _assemble(stored: Stored, weights: Weights, name: str) -> Checkpoint:
@@ -124,10 +141,10 @@ def _assemble(stored: Stored, weights: Weights, name: str) -> Checkpoint:
         raise WeightsError(
             f"expected GPT-2's {vocabulary} tokens, found {config.vocab_size}: another tokenizer's model"
         )
-    head = tensors.pop("lm_head.weight", None)
+    head, wte = tensors.pop("lm_head.weight", None), tensors.get("wte.weight")
     if head is None and stored.config is not None and not stored.config.get("tie_word_embeddings", True):
         raise WeightsError("expected lm_head.weight, which config.json says is not the embedding, found none")
-    if head is not None and not checkpoint.equal(head, tensors["wte.weight"], stored.mapped):
+    if head is not None and (wte is None or not checkpoint.equal(head, wte, stored.mapped)):
         tensors["lm_head.weight"] = head
         config = dataclasses.replace(config, tie_word_embeddings=False)
         notes.append("its output head is not the embedding")
@@ -147,11 +164,17 @@ def _config(stored: Stored, tensors: dict[str, Any]) -> GPT2Config:
     wte, wpe = tensors.get("wte.weight"), tensors.get("wpe.weight")
     if wte is None or wpe is None or wte.dim() != 2 or wpe.dim() != 2:
         raise WeightsError("expected the embeddings wte.weight and wpe.weight, found no such matrices")
-    heads = stored.shape.get("n_head") or (wte.size(1) // HEAD_SIZE if wte.size(1) % HEAD_SIZE == 0 else None)
-    if heads is None:
+    heads = stored.shape.get("n_head")
+    if heads is None and wte.size(1) % HEAD_SIZE:
         raise WeightsError(f"the number of heads is unknown and {wte.size(1)} is not a multiple of {HEAD_SIZE}")
     layers = {key.split(".")[1] for key in tensors if key.startswith("h.")}
-    return GPT2Config(n_layer=len(layers), n_head=heads, n_embd=wte.size(1), n_ctx=wpe.size(0), vocab_size=wte.size(0))
+    found = {"n_layer": len(layers), "n_embd": wte.size(1), "n_ctx": wpe.size(0)}
+    for fact, value in found.items():
+        if stored.shape.get(fact) not in (None, value):
+            raise WeightsError(
+                f"expected {fact} {stored.shape[fact]!r}, which stands beside the weights, found {value}"
+            )
+    return GPT2Config(n_head=wte.size(1) // HEAD_SIZE if heads is None else heads, vocab_size=wte.size(0), **found)
 
 
 def read_config(data: dict[str, Any]) -> GPT2Config:

@@ -11,10 +11,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gpt2chat.errors import WeightsError
-from gpt2chat.pretrained.layout import WRAPPERS
+from gpt2chat.pretrained.layout import WRAPPERS, check_dense
 from gpt2chat.pretrained.places import read_file, read_json
 
 CONFIG = "adapter_config.json"
@@ -38,7 +39,7 @@ def base_of(folder: Path) -> str:
 def merge(folder: Path, weights: dict[str, Tensor]) -> int:
     """Add an adapter to weights in our names, replacing those it touches; return how many. Raises WeightsError."""
     config = read_json(folder / CONFIG)
-    scale = _scale(config, folder / CONFIG)
+    rank, scale = _rank_and_scale(config, folder / CONFIG)
     files = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not files:
         raise WeightsError(f"{folder}: expected {' or '.join(WEIGHT_FILES)} beside {CONFIG}, found neither")
@@ -47,23 +48,29 @@ def merge(folder: Path, weights: dict[str, Tensor]) -> int:
         a, b, weight = parts.get("A"), parts.get("B"), weights.get(name)
         if a is None or b is None or weight is None:
             raise WeightsError(f"{files[0]}: {name}: expected lora_A, lora_B and such a weight in the base model")
-        if a.dim() != 2 or b.dim() != 2 or a.size(0) != b.size(1) or (b.size(0), a.size(1)) != tuple(weight.shape):
+        fitting = [(rank, weight.size(-1)), (weight.size(0), rank)]
+        if weight.dim() != 2 or [tuple(a.shape), tuple(b.shape)] != fitting:
             raise WeightsError(
-                f"{files[0]}: {name}: A {tuple(a.shape)} and B {tuple(b.shape)} do not fit {tuple(weight.shape)}"
+                f"{files[0]}: {name}: A {tuple(a.shape)} and B {tuple(b.shape)} do not fit {tuple(weight.shape)} "
+                f"with the rank {rank} of {CONFIG}"
             )
         weights[name] = (weight.float() + scale * (b.float() @ a.float())).to(weight.dtype)
+        if not torch.isfinite(weights[name]).all():
+            raise WeightsError(f"{files[0]}: {name}: holds NaN or infinity when it is added to the base model")
     return len(pairs)
 
 
-def _scale(config: dict[str, Any], path: Path) -> float:
+def _rank_and_scale(config: dict[str, Any], path: Path) -> tuple[int, float]:
     if config.get("peft_type") != "LORA":
         raise WeightsError(f"{path}: expected peft_type LORA, found {config.get('peft_type')!r}")
     if found := [name for name in UNSUPPORTED if config.get(name)]:
         raise WeightsError(f"{path}: {found[0]} is not supported: merge the adapter with peft's merge_and_unload first")
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
-        raise WeightsError(f"{path}: expected numbers for r and lora_alpha, found {rank!r} and {alpha!r}")
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if type(rank) is not int or not 0 < rank <= 1 << 20:
+        raise WeightsError(f"{path}: r: expected a whole number above 0, the rank, found {rank!r}")
+    if not isinstance(alpha, (int, float)) or not abs(alpha) <= 1 << 20:
+        raise WeightsError(f"{path}: lora_alpha: expected a number, found {alpha!r}")
+    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _pairs(stored: Any, path: Path) -> dict[str, dict[str, Tensor]]:
@@ -73,7 +80,11 @@ def _pairs(stored: Any, path: Path) -> dict[str, dict[str, Tensor]]:
         found = re.fullmatch(r"(.+)\.lora_([AB])(?:\.default)?\.weight", name)
         if found is None or not isinstance(tensor, Tensor):
             raise WeightsError(f"{path}: expected lora_A and lora_B of linear layers alone, found {name}")
-        pairs.setdefault(f"{WRAPPERS.sub('', found[1])}.weight", {})[found[2]] = tensor
+        check_dense(f"{path}: {name}", tensor)
+        pair = pairs.setdefault(f"{WRAPPERS.sub('', found[1])}.weight", {})
+        if found[2] in pair:
+            raise WeightsError(f"{path}: {name}: stored twice under different names")
+        pair[found[2]] = tensor
     if not pairs:
         raise WeightsError(f"{path}: holds no tensors")
     return pairs

@@ -51,10 +51,10 @@ def _shift(count: int) -> np.ndarray:
 
 def _chunk(data: np.ndarray) -> np.ndarray:
     """Return the register (1,), started at zero, after CHUNK bytes or fewer; zeros in front change nothing."""
-    if data.size < CHUNK:
-        data = np.concatenate([np.zeros(CHUNK - data.size, np.uint8), data])
-    words = np.ascontiguousarray(data.view("<u4").reshape(LANES, LANE_BYTES // 4).T)
-    state = np.zeros(LANES, np.uint32)
+    lanes = 1 << ((data.size - 1) // LANE_BYTES).bit_length()
+    data = np.concatenate([np.zeros(lanes * LANE_BYTES - data.size, np.uint8), data])
+    words = np.ascontiguousarray(data.view("<u4").reshape(lanes, LANE_BYTES // 4).T)
+    state = np.zeros(lanes, np.uint32)
     for column in words:
         state = _step(state ^ column)
     length = LANE_BYTES

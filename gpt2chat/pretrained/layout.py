@@ -20,6 +20,7 @@ LINEAR = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_
 WRAPPERS = re.compile(r"^(?:(?:_orig_mod|module|model|base_model|transformer)\.)+")
 MASKS = (".attn.bias", ".attn.masked_bias", ".att.mask")  # buffers that older programs stored with the weights
 HEAD_SIZE = 64  # of every released GPT-2
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass
@@ -44,15 +45,34 @@ class Weights:
 
 def translate(stored: Mapping[str, object]) -> Weights:
     """Find out the family and translate; raises WeightsError when the names are of no GPT-2."""
-    tensors = {name: tensor for name, tensor in stored.items() if isinstance(tensor, Tensor)}
+    tensors = {name: t for name, t in stored.items() if isinstance(t, Tensor) and not name.endswith(MASKS)}
     other = [str(name) for name in stored if name not in tensors]
     for is_family, read in FAMILIES:
         if any(is_family(name) for name in tensors):
+            for name, tensor in tensors.items():
+                check_dense(f"weight {name}", tensor)
             weights = read({name: tensors[name] for name in sorted(tensors)})
             weights.left_out += other
             return weights
     shown = ", ".join(list(map(str, stored))[:4]) or "nothing"
     raise WeightsError(f"expected the tensors of a GPT-2 (such as wte.weight or h.0.attn.c_attn.weight), found {shown}")
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Refuse everything but dense numbers of floating point that have as much memory as their shape claims."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in FLOATS:
+        found = f"{tensor.dtype}, {tensor.layout}, {tensor.device}"
+        raise WeightsError(f"{name}: expected dense floating-point numbers in memory, found {found}")
+    if tensor.untyped_storage().nbytes() < tensor.nbytes:
+        raise WeightsError(f"{name}: its memory is smaller than its shape, {tuple(tensor.shape)}")
+
+
+def _put(tensors: dict[str, Tensor], name: str, tensor: Tensor) -> None:
+    """Add a tensor; two stored names may only stand for one of ours when both hold the same."""
+    before = tensors.get(name)
+    if before is not None and (before.dtype != tensor.dtype or not before.equal(tensor)):
+        raise WeightsError(f"{name}: stored twice under different names, with different numbers")
+    tensors[name] = tensor
 
 
 def _from_tensorflow(tensors: dict[str, Tensor]) -> Weights:
@@ -66,23 +86,23 @@ def _from_tensorflow(tensors: dict[str, Tensor]) -> Weights:
             continue
         layer, place, leaf = found.groups()
         ours = f"{f'h.{layer}.' if layer else ''}{place.replace('/', '.')}.{leaves.get(leaf, 'weight')}"
-        weights.tensors[ours] = tensor.squeeze(0).t() if leaf == "w" else tensor
+        linear = leaf == "w" and tensor.dim() == 3 and tensor.size(0) == 1
+        _put(weights.tensors, ours, tensor[0].t() if linear else tensor)
     return weights
 
 
 def _from_released_names(tensors: dict[str, Tensor]) -> Weights:
     """transformers (linear weights (in, out)) and nanoGPT ((out, in)), told apart by the shape of the first of them."""
-    named = {WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+    named: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        _put(named, WRAPPERS.sub("", name), tensor)
     first = named.get("h.0.attn.c_attn.weight")
     if first is None or first.dim() != 2:
         raise WeightsError("expected h.0.attn.c_attn.weight with two dimensions")
     conv = first.size(1) == 3 * first.size(0)
     weights = Weights("transformers" if conv else "nanoGPT", {})
     for name, tensor in named.items():
-        if name.endswith(MASKS):
-            weights.left_out.append(name)
-        else:
-            weights.tensors[name] = tensor.t() if conv and name.endswith(LINEAR) and tensor.dim() == 2 else tensor
+        weights.tensors[name] = tensor.t() if conv and name.endswith(LINEAR) and tensor.dim() == 2 else tensor
     if not conv:
         weights.zero_biases = _fill_biases(weights.tensors)
     return weights
@@ -106,16 +126,17 @@ def _from_rasbt(tensors: dict[str, Tensor]) -> Weights:
     for name, tensor in tensors.items():
         place, _, leaf = WRAPPERS.sub("", name).rpartition(".")
         found = re.fullmatch(r"trf_blocks\.(\d+)\.(.+)", place)
-        if name.endswith(MASKS):
-            weights.left_out.append(name)
-        elif found and (part := re.fullmatch(r"att\.W_(query|key|value)", found[2])):
-            apart.setdefault(f"h.{found[1]}.attn.c_attn.{leaf}", {})[part[1]] = tensor
+        if found and (part := re.fullmatch(r"att\.W_(query|key|value)", found[2])):
+            _put(apart.setdefault(f"h.{found[1]}.attn.c_attn.{leaf}", {}), part[1], tensor)
         else:
             ours = f"h.{found[1]}.{PARTS_OF_RASBT.get(found[2], found[2])}" if found else whole.get(place, place)
-            weights.tensors[f"{ours}.{LEAVES_OF_RASBT.get(leaf, leaf)}"] = tensor
+            _put(weights.tensors, f"{ours}.{LEAVES_OF_RASBT.get(leaf, leaf)}", tensor)
     for ours, parts in apart.items():
         if set(parts) != {"query", "key", "value"}:
             raise WeightsError(f"{ours}: expected query, key and value, found {', '.join(parts)}")
+        if len({(part.shape, part.dtype) for part in parts.values()}) > 1 or not parts["query"].dim():
+            shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in parts.values())
+            raise WeightsError(f"{ours}: expected query, key and value of one shape and type, found {shapes}")
         weights.tensors[ours] = torch.cat([parts["query"], parts["key"], parts["value"]])
     weights.zero_biases = _fill_biases(weights.tensors)
     return weights
@@ -128,7 +149,7 @@ def _fill_biases(tensors: dict[str, Tensor]) -> int:
     for name in [name for name in tensors if name.endswith(".weight") and name.split(".")[0] in ("h", "ln_f")]:
         bias = name.removesuffix("weight") + "bias"
         if re.sub(r"^h\.\d+\.", "", bias) not in kinds:
-            tensors[bias] = torch.zeros(tensors[name].size(0), dtype=tensors[name].dtype)
+            tensors[bias] = torch.zeros(tensors[name].shape[:1], dtype=tensors[name].dtype)
             added += 1
     return added
 

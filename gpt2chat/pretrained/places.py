@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from gpt2chat import checkpoint
@@ -20,6 +17,7 @@ from gpt2chat.pretrained.tensorflow import BundleError, find_index, read_tensors
 
 CONFIG, INDEX = "config.json", ".index.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+SHAPE = ("n_head", "n_layer", "n_embd", "n_ctx")
 INSIDE = ("model", "state_dict", "model_state_dict")  # where training programs keep the weights in their files
 
 
@@ -27,7 +25,7 @@ INSIDE = ("model", "state_dict", "model_state_dict")  # where training programs 
 class Stored:
     """What a place holds: tensors under their stored names, mapped into memory, and facts about their shape.
 
-    `shape` holds n_head, n_ctx and the like as far as the place tells them; `config` is a transformers config.json.
+    `shape` holds n_head, n_ctx and the like, None where the place does not tell; `config` is transformers' config.json.
     """
 
     path: Path
@@ -71,11 +69,12 @@ def _read_shards(index: Path) -> dict[str, object]:
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
         raise WeightsError(f"{index}: expected weight_map, a file for each tensor")
+    beside = os.listdir(index.parent)
     tensors: dict[str, object] = {}
     for file in sorted(set(listed.values())):
         if Path(file).name != file:
             raise WeightsError(f"{index}: expected files beside it, found {file!r}")
-        if not (index.parent / file).is_file():
+        if file not in beside:
             raise WeightsError(f"{index}: lists {file}, which is not there: download it too")
         shard = _read_tensors(index.parent / file)
         wanted = [name for name, place in listed.items() if place == file]
@@ -88,7 +87,7 @@ def _read_shards(index: Path) -> dict[str, object]:
 def _read_tensorflow(index: Path) -> Stored:
     hparams = index.parent / "hparams.json"
     facts = read_json(hparams) if hparams.exists() else {}
-    shape: dict[str, Any] = {name: facts[name] for name in ("n_head", "n_ctx") if name in facts}
+    shape = {name: facts.get(name) for name in SHAPE}
     try:
         return Stored(index, read_tensors(index), shape)
     except (BundleError, OSError) as error:
@@ -102,48 +101,47 @@ def read_file(path: Path) -> Stored:
     content = _read_tensors(path)
     shape = {}
     if isinstance(facts := content.get("model_args"), dict):  # nanoGPT
-        shape = {"n_head": facts.get("n_head"), "n_ctx": facts.get("block_size")}
+        shape = {name: facts.get("block_size" if name == "n_ctx" else name) for name in SHAPE}
     for name in INSIDE:
         if isinstance(inner := content.get(name), dict):
-            return Stored(path, inner, shape)
+            return Stored(path, _named(inner, path), shape)
     beside = path.parent / CONFIG
     return Stored(path, content, shape, read_json(beside) if beside.is_file() else None)
 
 
 def _read_tensors(path: Path) -> dict[str, object]:
     """Map one file into memory; raises WeightsError with what was found instead."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: expected a file with weights, found {'a folder' if path.is_dir() else 'none'}")
     try:
         with path.open("rb") as file:
             head = file.read(9)
         if head[:2] == b"PK":
             checkpoint.check_records(path)
-            return _named(torch.load(path, map_location="cpu", weights_only=True, mmap=os.name == "posix"))
+            return _named(checkpoint.unpickle(path, checkpoint.MAPPING), path)
         if head[8:9] == b"{":
             with safe_open(os.fspath(path), framework="pt") as tensors:
                 return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a dict
         if head[:1] == b"\x80":  # what torch wrote before 2020
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about the age of the pickle
-                return _named(torch.load(path, map_location="cpu", weights_only=True))
-    except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path}: holds objects other than plain data and tensors; refused") from error
+            return _named(checkpoint.unpickle(path, mapped=False), path)
     except CheckpointError as error:
         raise WeightsError(f"{path}: {error}") from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: cannot be read, perhaps cut short: {reason}") from error
+        raise WeightsError(f"{path}: cannot be read, perhaps cut short: {checkpoint.first_line(error)}") from error
     found = "an empty file" if not head else f"a file that begins with {head[:4]!r}"
     raise WeightsError(f"{path}: expected weights (.pt, .pth, .bin, .safetensors, a TensorFlow index), found {found}")
 
 
-def _named(content: object) -> dict[str, object]:
+def _named(content: object, path: Path) -> dict[str, object]:
     if not isinstance(content, dict):
-        raise WeightsError(f"expected named tensors, found {type(content).__name__}")
+        raise WeightsError(f"{path}: expected named tensors, found {type(content).__name__}")
     return {str(name): value for name, value in content.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raises WeightsError."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: expected a file with JSON, found {'a folder' if path.is_dir() else 'none'}")
     try:
         data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:

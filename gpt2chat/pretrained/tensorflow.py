@@ -40,8 +40,19 @@ class BundleError(ValueError):
 
 def find_index(folder: Path) -> Path | None:
     """Return the index of the TensorFlow checkpoint in a folder, the newest one where there are several."""
-    found = [path for path in folder.glob("*.index") if path.read_bytes()[-8:] == MAGIC.to_bytes(8, "little")]
+    names = [path.name for path in folder.iterdir()]
+    found = [
+        path
+        for path in folder.glob("*.index")
+        if path.is_file() and (_has_magic(path) or any(name.startswith(f"{path.stem}.data-") for name in names))
+    ]
     return max(found, key=lambda path: (path.stat().st_mtime, path.name), default=None)
+
+
+def _has_magic(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 8))
+        return file.read() == MAGIC.to_bytes(8, "little")
 
 
 def read_index(path: Path) -> tuple[int, dict[str, Entry]]:
@@ -58,8 +69,10 @@ def read_index(path: Path) -> tuple[int, dict[str, Entry]]:
         for key, value in _block(table, place.varint(), place.varint()):
             if key == b"":
                 shards = _header(value)
+            elif (name := key.decode("utf-8", "replace")) in entries:
+                raise BundleError(f"its index lists {name} twice")
             else:
-                entries[key.decode("utf-8")] = _entry(value)
+                entries[name] = _entry(value)
     if not shards or not entries:
         raise BundleError("its index lists no tensors")
     return shards, entries
@@ -75,6 +88,8 @@ def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]
     if table[offset + size] != 0:
         raise BundleError("its index is compressed, which TensorFlow's writer never does")
     restarts = int.from_bytes(table[offset + size - 4 : offset + size], "little")
+    if 4 * restarts > size - 4:
+        raise BundleError("its index is damaged: a block is shorter than its own list of places")
     reader = _Reader(table[offset : offset + size - 4 - 4 * restarts])
     key = b""
     while reader.left:
@@ -164,15 +179,14 @@ def read_tensors(index: Path) -> dict[str, Tensor]:
 
 def _map(path: Path) -> Tensor:
     if not path.is_file() or not path.stat().st_size:
-        raise BundleError(
-            f"expected {path.name} beside the index, found {'an empty file' if path.exists() else 'none'}"
-        )
+        found = "a folder" if path.is_dir() else "an empty file" if path.exists() else "none"
+        raise BundleError(f"expected {path.name} beside the index, found {found}")
     return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
 
 
 def _tensor(name: str, entry: Entry, data: Tensor) -> Tensor:
     dtype = DTYPES[entry.dtype]
-    if entry.size != math.prod(entry.shape) * dtype.itemsize:
+    if 0 in entry.shape or entry.size != math.prod(entry.shape) * dtype.itemsize:
         raise BundleError(f"tensor {name}: {entry.size} bytes do not make the shape {entry.shape}")
     if entry.offset + entry.size > data.numel():
         raise BundleError(
