@@ -57,10 +57,19 @@ class Check:
             self.faults.append(str(error))
             self.found.append(f"{source.name}: {count} records, up to a fault")
 
+    def compare(self, source: Source, wanted: str | None = None) -> None:
+        """Read held-out data and note what is in the data already read, up to case, marks and blanks."""
+        count = 0
+        for record in read(source, self.report, wanted).records:
+            count += 1
+            if _digest(" ".join(WORDS.findall(_text(record).casefold()))) in self._alike:
+                self.report.add("held-out records that are in the training data too", record.place)
+        self.found.append(f"{source.name}: {count} held out")
+
     def _look(self, record: Record) -> None:
         content = record.content
         texts = [content] if isinstance(content, str) else [message.content for message in content]
-        self._repeats("\n".join(texts), record.place)
+        self._repeats(_text(record), record.place)
         for kind, pattern in ODD.items():
             if any(pattern.search(text) for text in texts):
                 self.report.add(f"records {kind}", record.place)
@@ -74,6 +83,8 @@ class Check:
             ids, mask = list(example.ids), list(example.loss_mask)
             if len(ids) > self.max_tokens:
                 self.report.add(f"conversations longer than {self.max_tokens} tokens", record.place)
+                if not any(mask[: self.max_tokens]):
+                    self.report.add(f"conversations with no answer within {self.max_tokens} tokens", record.place)
         self.lengths[len(ids)] += 1
         self.learnt += sum(mask)
         if len(self.examples) < self.show:
@@ -117,6 +128,11 @@ class Check:
             bar = "█" * max(bins[size] > 0, round(BARS * bins[size] / most))
             lines.append(f"{f'up to {1 << size}':>14} {bar:{BARS}} {bins[size]}")
         return lines
+
+
+def _text(record: Record) -> str:
+    content = record.content
+    return content if isinstance(content, str) else "\n".join(message.content for message in content)
 
 
 def _digest(text: str) -> bytes:

@@ -152,6 +152,20 @@ def test_check_prints_one_json_object_that_counts_as_training_does(place: Path, 
     assert found["longest"] == max(len(example.ids) for example in examples)
 
 
+def test_check_finds_held_out_records_that_are_trained_on(place: Path) -> None:
+    (place / "train.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS[:5]))
+    (place / "held.jsonl").write_text("\n".join(json.dumps(row) for row in ({"user": "HI", "bot": "hello"}, ROWS[8])))
+    result = invoke("data", "check", "train.jsonl", "--heldout", "held.jsonl")
+    assert "note: 1 held-out records that are in the training data too: held.jsonl:1: record 1" in result.stdout
+    assert "held.jsonl: 2 held out" in result.stdout
+
+
+def test_check_names_what_has_no_answer_within_the_context(place: Path) -> None:
+    (place / "long.json").write_text(json.dumps([{"user": "word " * 60, "bot": "Yes."}]))
+    result = invoke("data", "check", "long.json", "--max_length", "50")
+    assert "note: 1 conversations with no answer within 50 tokens: long.json:1: record 1" in result.stdout
+
+
 def test_check_reads_up_to_a_fault_of_the_file_itself(place: Path) -> None:
     (place / "cut.jsonl").write_text('{"user": "a", "bot": "b"}\n{"user": "c", "b')
     (place / "good.txt").write_text("A text.")

@@ -47,6 +47,7 @@ def _records(places: tuple[Path, ...], as_text: bool = False, **o: Any) -> Itera
 @click.option("--encoding", help="Of the files.  [default: UTF-8, or what a byte-order mark says]")
 @click.option("--template", default="chat", help="How turns are written, for counting tokens.")
 @click.option("--max_length", type=click.IntRange(8), default=1024, help="Tokens of the model's context.")
+@click.option("--heldout", type=FILE, multiple=True, help="Data to judge with, which should not be in PLACES.")
 @click.option("--show", type=click.IntRange(0), default=3, help="Print so many examples, the learnt part in brackets.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @reports_errors
@@ -65,6 +66,8 @@ def check_command(places: tuple[Path, ...], **o: Any) -> None:
     check = Check(template_named(o["template"]), o["max_length"], o["show"])
     for source in expand(places, o["encoding"]):
         check.add(source, o["format"])
+    for source in expand(o["heldout"], o["encoding"]):
+        check.compare(source, o["format"])
     if o["as_json"]:
         click.echo(json.dumps(check.to_dict(), ensure_ascii=False))
     else:
