@@ -6,7 +6,7 @@ ids are simply joined: `render(a + b) == render(a) + render(b)` whenever `a` end
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from gpt2chat.errors import ConfigError, ContextError, DataError
@@ -128,21 +128,24 @@ class _Writer:
         self._text += text
 
     def markup(self, affix: str, trained: bool = False) -> None:
+        if END_OF_TEXT not in affix:
+            self._text += affix
+            return
         first, *rest = affix.split(END_OF_TEXT)
-        self.text(first)
+        self._text += first
         for part in rest:
             self.flush(trained)
             self._append([self.tokenizer.end_id], trained)
-            self.text(part)
+            self._text += part
 
     def flush(self, trained: bool = False) -> None:
-        self._append(self.tokenizer.encode(self._text), trained)
-        self._text = ""
+        if self._text:
+            self._append(self.tokenizer.encode(self._text), trained)
+            self._text = ""
 
-    def _append(self, ids: Iterable[int], trained: bool) -> None:
-        before = len(self.ids)
-        self.ids.extend(ids)
-        self.loss_mask.extend([trained] * (len(self.ids) - before))
+    def _append(self, ids: list[int], trained: bool) -> None:
+        self.ids += ids
+        self.loss_mask += [trained] * len(ids)
 
 
 def _write(writer: _Writer, message: Message, template: Template) -> None:
