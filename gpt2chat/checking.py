@@ -62,7 +62,7 @@ class Check:
         count = 0
         for record in read(source, self.report, wanted).records:
             count += 1
-            if _digest(" ".join(WORDS.findall(_text(record).casefold()))) in self._alike:
+            if _likeness(_text(record)) in self._alike:
                 self.report.add("held-out records that are in the training data too", record.place)
         self.found.append(f"{source.name}: {count} held out")
 
@@ -92,7 +92,7 @@ class Check:
 
     def _repeats(self, text: str, place: str) -> None:
         """Note a record equal to an earlier one, or equal but for case, marks and blanks."""
-        exact, alike = _digest(text), _digest(" ".join(WORDS.findall(text.casefold())))
+        exact, alike = _digest(text), _likeness(text)
         if exact in self._seen:
             self.report.add("records that repeat an earlier one", place)
         elif alike in self._alike:
@@ -139,6 +139,11 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
 
 
+def _likeness(text: str) -> bytes:
+    """Return what texts share that differ only in case, marks and blanks."""
+    return _digest(" ".join(WORDS.findall(text.casefold())))
+
+
 def marked(ids: list[int], mask: list[bool], tokenizer: Tokenizer) -> str:
     """Return the text of ids on one line, with what is learnt between ⟦ and ⟧."""
     out, inside, part = "", False, list[int]()
@@ -160,7 +165,7 @@ def split_by_question(records: Sequence[Record], fraction: float, seed: int) -> 
     for index, record in enumerate(records):
         content = record.content
         text = content if isinstance(content, str) else next(m.content for m in content if m.role == "user")
-        groups.setdefault(_digest(" ".join(WORDS.findall(text.casefold()))), []).append(index)
+        groups.setdefault(_likeness(text), []).append(index)
     if len(groups) < 2:
         raise DataError(f"split: expected at least two different records, found {len(groups)}")
     order = list(groups.values())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,30 +31,6 @@ from gpt2chat.tokenizer import Tokenizer
 CHAT = TEMPLATES["chat"]
 PAD = 50256
 SEEDS = st.integers(0, 2**16)
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-JSON = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
-)
-PAIR = st.fixed_dictionaries({"user": st.text("ab \n", max_size=2), "bot": st.text("ab \t", max_size=2)})
-
-
-def write(path: Path, content: object) -> Path:
-    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    return path
-
-
-def pair(user: str, bot: str) -> dict[str, str]:
-    return {"user": user, "bot": bot}
-
-
-def contents(records: Sequence[Record]) -> list[Any]:
-    return [r.content if isinstance(r.content, str) else tuple(m.content for m in r.content) for r in records]
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that outlives one example of hypothesis."""
-    return tmp_path_factory.mktemp("data")
 
 
 # -- examples ------------------------------------------------------------------------------------------------------

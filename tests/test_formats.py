@@ -49,7 +49,9 @@ def read_conversations(path: Path, report: Report | None = None) -> list[Record]
 
 
 def read_text(path: Path, separator: str | None = None) -> list[Record]:
-    return formats.read_texts([Source(path)], Report(), separator)
+    texts = Library(Report(), separator=separator)
+    texts.add(Source(path), "texts")
+    return texts.texts
 
 
 @pytest.fixture(scope="session")

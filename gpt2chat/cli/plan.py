@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,9 @@ class _Data:
 def make_plan(options: dict[str, Any]) -> Plan:
     """Read data and model, choose what was left open, and check all of it before the first step."""
     _check(options)
-    files, report = RunFiles(options["save_path"]), Report()
-    _spare_the_data(files, options)
-    library, hashes = _read(options, report)
+    files, report, sources = RunFiles(options["save_path"]), Report(), _sources(options)
+    _spare_the_data(files, (source for source, _ in sources))
+    library, hashes = _read(options, sources, report)
     check_writable(files)
     base = checkpoint.load(options["resume"]) if options["resume"] else pretrained.load(options["model"])
     base = dataclasses.replace(
@@ -129,11 +129,10 @@ def _check(options: dict[str, Any]) -> None:
         raise ConfigError("patience: expected a --val_fraction above 0, got 0: there is nothing to validate on")
 
 
-def _spare_the_data(files: RunFiles, options: dict[str, Any]) -> None:
+def _spare_the_data(files: RunFiles, sources: Iterable[Source]) -> None:
     """Refuse to write over what is read."""
     written = (files.best, files.last, files.metrics, files.curve, files.samples)
-    places = (*options["text_file"], *options["conversation_file"], *options["data"])
-    read = {source.path.absolute() for source in expand([place for place in places if str(place) != "-"])}
+    read = {source.path.absolute() for source in sources}
     for path in written:
         if path.absolute() in read:
             raise ConfigError(f"save_path: {path} is training data and would be overwritten; pass another name")
@@ -149,26 +148,31 @@ def _template(name: str | None, own: Template, conversations: bool) -> Template:
     return template
 
 
-def _read(options: dict[str, Any], report: Report) -> tuple[Library, dict[str, str]]:
+def _read(
+    options: dict[str, Any], sources: Sequence[tuple[Source, str | None]], report: Report
+) -> tuple[Library, dict[str, str]]:
     """Read all data files; return their records, and the hash of each file by its name."""
     separator = options["text_separator"]
     separator = separator.replace("\\n", "\n").replace("\\t", "\t") if separator else None  # as typed in a shell
     library, hashes = Library(report, options["format"], separator), dict[str, str]()
-    for option, only in (("conversation_file", "conversations"), ("text_file", "texts"), ("data", None)):
-        for source in _sources(options[option], options["encoding"]):
-            library.add(source, only)
-            hashes[source.label or source.path.as_posix()] = hash_file(source.path)
+    for source, only in sources:
+        library.add(source, only)
+        hashes[source.label or source.path.as_posix()] = hash_file(source.path)
     if not library.conversations and not library.texts:
         raise DataError("nothing is left to learn from: " + "; ".join(report.lines()))
     return library, hashes
 
 
-def _sources(places: Sequence[Path], encoding: str | None) -> Iterator[Source]:
-    for place in places:
-        if str(place) == "-":
-            yield Source(kept_input(), encoding, "standard input")
-        else:
-            yield from expand([place], encoding)
+def _sources(options: dict[str, Any]) -> list[tuple[Source, str | None]]:
+    """Return the data files, each with the only kind of records it may hold."""
+    encoding = options["encoding"]
+    sources: list[tuple[Source, str | None]] = []
+    for option, only in (("conversation_file", "conversations"), ("text_file", "texts"), ("data", None)):
+        for place in options[option]:
+            stdin = str(place) == "-"
+            found = [Source(kept_input(), encoding, "standard input")] if stdin else expand([place], encoding)
+            sources += [(source, only) for source in found]
+    return sources
 
 
 def _prepare(options: dict[str, Any], base: Checkpoint, library: Library, report: Report) -> _Data:

@@ -19,7 +19,7 @@ from gpt2chat.formats.transcripts import is_chatml, is_transcript, read_chatml, 
 from gpt2chat.records import Record, Report
 from gpt2chat.tokenizer import END_OF_TEXT
 
-__all__ = ["FORMATS", "Library", "Reading", "Source", "expand", "read", "read_conversations", "read_texts"]
+__all__ = ["FORMATS", "Library", "Reading", "Source", "expand", "read", "read_conversations"]
 
 FORMATS = (*dict.fromkeys(kind.name for kind in KINDS), "transcript", "chatml")
 HEAD = 1 << 16  # characters that decide
@@ -72,14 +72,6 @@ def read_conversations(sources: Iterable[Source], report: Report, wanted: str | 
     return library.conversations
 
 
-def read_texts(sources: Iterable[Source], report: Report, separator: str | None = None) -> list[Record]:
-    """Read the texts of files, each once; raises DataError for files of conversations."""
-    library = Library(report, separator=separator)
-    for source in sources:
-        library.add(source, "texts")
-    return library.texts
-
-
 def read(
     source: Source,
     report: Report,
@@ -99,7 +91,7 @@ def read(
     if not head.strip():
         raise DataError(f"{source.name}: expected text or records, found an empty file")
     lines = head.splitlines()
-    kind = next((kind.name for kind in KINDS if kind.name == wanted), None)
+    kind = None if wanted in ("transcript", "chatml") else wanted
     if JSON_BEGINS.match(head) and (wanted != "text" or '"text"' in head):
         return _rows(source, report, "JSON", read_rows(source), kind, faults)
     parted = separator_of(lines[0])

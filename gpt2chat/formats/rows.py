@@ -56,11 +56,15 @@ def _text(row: Mapping[str, Any], key: str, optional: bool = False) -> str:
     return value
 
 
+def _system(row: Mapping[str, Any]) -> list[Message]:
+    """Return the system prompt that stands beside the turns of a row, if there is one."""
+    system = _text(row, "system", optional=True)
+    return [Message("system", system.strip())] if system else []
+
+
 def _pair(user: str, bot: str) -> Callable[[Mapping[str, Any]], Content]:
     def read(row: Mapping[str, Any]) -> Content:
-        system = _text(row, "system", optional=True)
-        before = [Message("system", system.strip())] if system else []
-        return (*before, Message("user", _text(row, user).strip()), Message("assistant", _text(row, bot).strip()))
+        return (*_system(row), Message("user", _text(row, user).strip()), Message("assistant", _text(row, bot).strip()))
 
     return read
 
@@ -70,9 +74,7 @@ def _messages(row: Mapping[str, Any]) -> Content:
 
 
 def _sharegpt(row: Mapping[str, Any]) -> Content:
-    system = _text(row, "system", optional=True)
-    before = [Message("system", system.strip())] if system else []
-    return (*before, *(_message(item, number, "from", "value") for number, item in _items(row, "conversations")))
+    return (*_system(row), *(_message(item, number, "from", "value") for number, item in _items(row, "conversations")))
 
 
 def _alpaca(row: Mapping[str, Any]) -> Content:
