@@ -2,59 +2,92 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from gpt2chat.conversation import Template, render
+from gpt2chat.conversation import Example, Template
+from gpt2chat.data import in_groups, rendered
 from gpt2chat.errors import DataError
 from gpt2chat.formats import Source, read
-from gpt2chat.records import Record, Report
+from gpt2chat.likeness import NearRepeats, Repeats, digest, likeness
+from gpt2chat.mending import CONTROL
+from gpt2chat.records import Faults, Record, Report
 from gpt2chat.tokenizer import Tokenizer
 
-# What a model had better not learn by heart, and what a wrong encoding leaves behind.
-ODD = {
-    "that hold an e-mail address, which a model may repeat": re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+"),
-    "that seem to hold a key or password, which a model may repeat": re.compile(
-        r"\b(?:sk|hf|ghp|xox[bp])[-_][\w-]{16,}|AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY"
-        r"|(?i:password)\s*[:=]\s*\S+"
-    ),
-    "with signs of a wrong encoding (such as Ã© or â€™)": re.compile(r"[ÃÂ][\x80-\xbf]|â€|\ufffd"),
-    "with control characters": re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"),
-}
-WORDS = re.compile(r"\w+")
 BARS = 24
 
 
+@dataclass(frozen=True)
+class Oddity:
+    """What a record had better not hold; only where one of `signs` is in the text, in lower case, is it looked for."""
+
+    said: str
+    pattern: re.Pattern[str]
+    signs: tuple[str, ...]
+
+
+ODDITIES = (
+    Oddity(
+        "that hold an e-mail address, which a model may repeat", re.compile(r"[\w.+-]{1,64}@[\w-]+\.[\w.]+"), ("@",)
+    ),
+    Oddity(
+        "that seem to hold a key or password, which a model may repeat",
+        re.compile(
+            r"\b(?:sk-|sk_|hf_|gh[opsu]_|xox[abpsr]-)[\w-]{16,}|\bgithub_pat_\w{20,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}"
+            r"|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY"
+            r"|(?i:password|passwd|api[_-]?key|secret[_-]key)[\"']?\s*[:=]\s*\S+"
+        ),
+        (
+            *("sk-", "sk_", "hf_", "ghp_", "gho_", "ghs_", "ghu_", "xox", "github_pat_", "akia", "aiza", "eyj"),
+            *("-----begin", "password", "passwd", "api_key", "api-key", "apikey", "secret_key", "secret-key"),
+        ),
+    ),
+    Oddity(
+        "with signs of a wrong encoding (such as Ã© or â€™)",
+        re.compile(r"[ÃÂ][\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€|ï¿½|\ufffd"),
+        ("ã", "â", "ï", "\ufffd"),
+    ),
+    Oddity("with control characters", CONTROL, tuple(chr(code) for code in range(128) if CONTROL.match(chr(code)))),
+)
+
+
 class Check:
-    """Reads files as training would and keeps what is to be said about them."""
+    """Reads files as training would and keeps what is to be said about them, in constant memory."""
 
     def __init__(self, template: Template, max_tokens: int = 1024, show: int = 3) -> None:
         self.template, self.max_tokens, self.show = template, max_tokens, show
-        self.report, self.tokenizer = Report(), Tokenizer.gpt2()
+        self.report, self.faults, self.tokenizer = Report(), Faults(), Tokenizer.gpt2()
         self.found: list[str] = []
-        self.faults: list[str] = []
         self.examples: list[str] = []
         self.lengths: Counter[int] = Counter()
         self.kinds: Counter[str] = Counter()
-        self.learnt = 0
-        self._seen: set[bytes] = set()
-        self._alike: set[bytes] = set()
+        self.learnt = self.cut = 0
+        self._same, self._alike, self._questions, self._near = Repeats(), Repeats(), Repeats(), NearRepeats()
 
     def add(self, source: Source, wanted: str | None = None) -> None:
         """Read one file to its end, or to a fault after which nothing can be read."""
+        for _ in self.records(source, wanted):
+            pass
+
+    def records(self, source: Source, wanted: str | None = None) -> Iterator[Record]:
+        """Read one file as `add` does and yield its records, those that repeat an earlier one left out."""
         count = 0
         try:
             reading = read(source, self.report, wanted, faults=self.faults)
-            for record in reading.records:
-                count += 1
-                self._look(record)
+            for group in in_groups(reading.records):
+                count += len(group)
+                self._look_for_oddities(group)
+                for record, example in rendered(group, self.template, self.tokenizer):
+                    self._measure(record, example)
+                    if not self._repeats(record):
+                        yield record
             self.found.append(f"{source.name}: {reading.form}, {count} record{'s' * (count != 1)}")
         except DataError as error:
-            self.faults.append(str(error))
+            self.faults.add(error)
             self.found.append(f"{source.name}: {count} records, up to a fault")
 
     def compare(self, source: Source, wanted: str | None = None) -> None:
@@ -62,60 +95,84 @@ class Check:
         count = 0
         for record in read(source, self.report, wanted).records:
             count += 1
-            if _likeness(_text(record)) in self._alike:
+            if likeness(_text(record)) in self._alike:
                 self.report.add("held-out records that are in the training data too", record.place)
+            elif (question := _single_question(record)) is not None and likeness(question) in self._questions:
+                self.report.add("held-out questions that are in the training data too", record.place)
         self.found.append(f"{source.name}: {count} held out")
 
-    def _look(self, record: Record) -> None:
-        content = record.content
-        texts = [content] if isinstance(content, str) else [message.content for message in content]
-        self._repeats(_text(record), record.place)
-        for kind, pattern in ODD.items():
-            if any(pattern.search(text) for text in texts):
-                self.report.add(f"records {kind}", record.place)
-        if isinstance(content, str):
+    def finish(self) -> None:
+        """Note what can only be known at the end: records that are nearly the same, and repeats of long data."""
+        for place, earlier in self._near.found():
+            self.report.add("records that are nearly an earlier one", f"{place} (as {earlier.rpartition(': ')[2]})")
+        if self._near.full:
+            self.report.note("records that are nearly the same were looked for in the first", len(self._near))
+        same = self._same.late()
+        if same:
+            self.report.note("records further on that repeat another one", same)
+        if self._same.overflowed and (alike := self._alike.late() - same) > 0:
+            self.report.note("records further on that differ from another one only in case, marks or blanks", alike)
+
+    def _look_for_oddities(self, group: Sequence[Record]) -> None:
+        """Note what is odd; signs of it are first looked for in the texts of all records at once, which is fast."""
+        texts = [_text(record) for record in group]
+        folded = [text.casefold() for text in texts]
+        together = "\n".join(folded)
+        for oddity in ODDITIES:
+            signs = [sign for sign in oddity.signs if sign in together]
+            for record, text, lower in zip(group, texts, folded, strict=True) if signs else ():
+                if any(sign in lower for sign in signs) and oddity.pattern.search(text):
+                    self.report.add(f"records {oddity.said}", record.place)
+
+    def _measure(self, record: Record, example: Example) -> None:
+        length, mask = len(example.ids), example.loss_mask
+        if isinstance(record.content, str):
             self.kinds["texts"] += 1
-            ids = [*self.tokenizer.encode(content), self.tokenizer.end_id]
-            mask = [True] * len(ids)
         else:
             self.kinds["conversations"] += 1
-            example = render(content, self.template, self.tokenizer)
-            ids, mask = list(example.ids), list(example.loss_mask)
-            if len(ids) > self.max_tokens:
+            if length > self.max_tokens:
+                self.cut += length - self.max_tokens
                 self.report.add(f"conversations longer than {self.max_tokens} tokens", record.place)
                 if not any(mask[: self.max_tokens]):
                     self.report.add(f"conversations with no answer within {self.max_tokens} tokens", record.place)
-        self.lengths[len(ids)] += 1
+        self.lengths[length] += 1
         self.learnt += sum(mask)
         if len(self.examples) < self.show:
-            self.examples.append(marked(ids[:120], mask[:120], self.tokenizer))
+            self.examples.append(marked(example.ids[:120], mask[:120], self.tokenizer))
 
-    def _repeats(self, text: str, place: str) -> None:
-        """Note a record equal to an earlier one, or equal but for case, marks and blanks."""
-        exact, alike = _digest(text), _likeness(text)
-        if exact in self._seen:
+    def _repeats(self, record: Record) -> bool:
+        """Return whether a record repeats an earlier one; note that, and one that is much alike."""
+        text, place = _text(record), record.place
+        alike = self._alike.add(likeness(text))
+        if self._same.add(digest(text)):
             self.report.add("records that repeat an earlier one", place)
-        elif alike in self._alike:
+            return True
+        if alike:
             self.report.add("records that differ from an earlier one only in case, marks or blanks", place)
-        self._seen.add(exact)
-        self._alike.add(alike)
+            return False
+        question = _single_question(record)
+        if question is not None and self._questions.add(likeness(question)):
+            self.report.add("questions that were answered otherwise before; a model learns to waver", place)
+        self._near.add(text, place)
+        return False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures for JSON."""
-        lengths = sorted(self.lengths.elements())
         found, counts = self.report.found, self.report.counts
-        notes = {kind: {"count": counts[kind], "places": places[:20]} for kind, places in found.items()}
+        tokens, records = sum(length * count for length, count in self.lengths.items()), self.lengths.total()
         return {
             "files": self.found,
-            "errors": self.faults,
-            "notes": notes,
+            "errors": self.faults.kept,
+            "error_count": self.faults.count,
+            "notes": {kind: {"count": counts[kind], "places": places[:20]} for kind, places in found.items()},
             "conversations": self.kinds["conversations"],
             "texts": self.kinds["texts"],
-            "tokens": sum(length * count for length, count in self.lengths.items()),
+            "tokens": tokens,
             "learnt_tokens": self.learnt,
-            "median": lengths[len(lengths) // 2] if lengths else 0,
-            "longest": lengths[-1] if lengths else 0,
-            "too_long": sum(count for length, count in self.lengths.items() if length > self.max_tokens),
+            "median": percentile(self.lengths, 0.5),
+            "longest": max(self.lengths, default=0),
+            "too_long": sum(n for length, n in self.lengths.items() if length > self.max_tokens) if records else 0,
+            "cut_share": round(self.cut / tokens, 4) if tokens else 0.0,
         }
 
     def histogram(self) -> list[str]:
@@ -132,26 +189,35 @@ class Check:
 
 def _text(record: Record) -> str:
     content = record.content
-    return content if isinstance(content, str) else "\n".join(message.content for message in content)
+    return content if isinstance(content, str) else "\n".join([message.content for message in content])
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
+def _single_question(record: Record) -> str | None:
+    """Return what is asked in a conversation of one question."""
+    if isinstance(record.content, str):
+        return None
+    asked = [message.content for message in record.content if message.role != "assistant"]
+    return "\n".join(asked) if len(record.content) - len(asked) == 1 else None
 
 
-def _likeness(text: str) -> bytes:
-    """Return what texts share that differ only in case, marks and blanks."""
-    return _digest(" ".join(WORDS.findall(text.casefold())))
+def percentile(counts: Counter[int], share: float) -> int:
+    """Return the value below which `share` of the counted values are; 0 of none."""
+    left = share * counts.total()
+    for value in sorted(counts):
+        left -= counts[value]
+        if left < 0:
+            return value
+    return max(counts, default=0)
 
 
-def marked(ids: list[int], mask: list[bool], tokenizer: Tokenizer) -> str:
+def marked(ids: Sequence[int], mask: Sequence[bool] | Sequence[int], tokenizer: Tokenizer) -> str:
     """Return the text of ids on one line, with what is learnt between ⟦ and ⟧."""
     out, inside, part = "", False, list[int]()
     for token, trained in [*zip(ids, mask, strict=True), (-1, False)]:
-        if token < 0 or trained != inside:
+        if token < 0 or bool(trained) != inside:
             text = tokenizer.decode(part).replace("\n", "⏎")
             out += f"⟦{text}⟧" if inside else text
-            part, inside = [], trained
+            part, inside = [], bool(trained)
         part.append(token)
     return out
 
@@ -161,11 +227,11 @@ def split_by_question(records: Sequence[Record], fraction: float, seed: int) -> 
 
     Raises DataError when there are not two different ones.
     """
-    groups: dict[bytes, list[int]] = {}
+    groups: dict[int, list[int]] = {}
     for index, record in enumerate(records):
         content = record.content
         text = content if isinstance(content, str) else next(m.content for m in content if m.role == "user")
-        groups.setdefault(_likeness(text), []).append(index)
+        groups.setdefault(likeness(text), []).append(index)
     if len(groups) < 2:
         raise DataError(f"split: expected at least two different records, found {len(groups)}")
     order = list(groups.values())

@@ -9,17 +9,19 @@ from __future__ import annotations
 import random
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from gpt2chat.conversation import Example, Template, render
+from gpt2chat.conversation import Example, Template, render_many
 from gpt2chat.errors import DataError
 from gpt2chat.loss import IGNORE, Batch
 from gpt2chat.records import Record, Report
 from gpt2chat.tokenizer import Tokenizer
+
+GROUP, GROUP_SIZE = 256, 1 << 20  # records, or characters, that are rendered at a time
 
 
 def render_records(
@@ -35,13 +37,12 @@ def render_records(
     `too_long` says what to do with a conversation of more ids: "error", "skip", or "cut" (keep its beginning).
     """
     documents = []
-    for record in records:
+    for record, example in rendered(records, template, tokenizer):
         if isinstance(record.content, str):
-            documents.append(_text_blocks(record.content, tokenizer, max_tokens))
+            documents.append(_text_blocks(example.ids, max_tokens))
             continue
         if any(stop in m.content for m in record.content if m.role == "assistant" for stop in template.stop):
             report.add(f"answers with {template.stop[0]!r} in them, where chat will end them", record.place)
-        example = render(record.content, template, tokenizer)
         if len(example.ids) > max_tokens:
             if too_long == "error":
                 raise DataError(
@@ -59,11 +60,42 @@ def render_records(
     return documents
 
 
-def _text_blocks(text: str, tokenizer: Tokenizer, size: int) -> list[Example]:
+def rendered(records: Iterable[Record], template: Template, tokenizer: Tokenizer) -> Iterator[tuple[Record, Example]]:
+    """Yield each record with its ids: a conversation as `render` gives it, of a text all, its end token included."""
+    for group in in_groups(records):
+        texts = _text_examples([record.content for record in group if isinstance(record.content, str)], tokenizer)
+        conversations = [record.content for record in group if not isinstance(record.content, str)]
+        examples = iter(render_many(conversations, template, tokenizer))
+        for record in group:
+            yield record, next(texts if isinstance(record.content, str) else examples)
+
+
+def _text_examples(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[Example]:
+    ids, lengths = tokenizer.encode_apart(texts)
+    for end, length in zip(lengths.cumsum(), lengths, strict=True):
+        own = array("H", ids[end - length : end].astype(np.uint16).tobytes())
+        own.append(tokenizer.end_id)
+        yield Example(own, array("B", b"\1") * len(own))
+
+
+def in_groups(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Cut a stream into lists of a few hundred records, or a few megabytes, which are faster to work on."""
+    group, size = list[Record](), 0
+    for record in records:
+        group.append(record)
+        content = record.content
+        size += len(content) if isinstance(content, str) else sum([len(message.content) for message in content])
+        if len(group) >= GROUP or size >= GROUP_SIZE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _text_blocks(ids: Sequence[int], size: int) -> list[Example]:
     """Cut a text into blocks that overlap by one id, so that every id but the first is a target once."""
-    ids = [*tokenizer.encode(text), tokenizer.end_id]
     starts = range(0, max(1, len(ids) - 1), size - 1)
-    blocks, every = [array("H", ids[start : start + size]) for start in starts], [True] * size
+    blocks, every = [ids[start : start + size] for start in starts], [True] * size
     return [Example(block, every if len(block) == size else every[: len(block)]) for block in blocks]
 
 

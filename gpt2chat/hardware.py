@@ -114,6 +114,15 @@ class MemoryValve:
                 _libc().malloc_trim(0)
 
 
+def peak_bytes(device: torch.device) -> int:
+    """Return the most memory that was in use: of a GPU by tensors, else of this process; 0 where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status", encoding="ascii") as file:
+        return int(next(line for line in file if line.startswith("VmHWM")).split()[1]) << 10
+    return 0
+
+
 def _resident_bytes() -> int:
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

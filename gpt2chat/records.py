@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from gpt2chat.conversation import Message
 
+MOST_KINDS = 200  # of findings that are told apart
 MOST_PLACES = 1000  # of each kind that are kept; all are counted
 
 
@@ -20,6 +21,22 @@ class Record:
 
 
 @dataclass
+class Faults:
+    """What was refused where reading goes on behind a fault: all are counted, the first are kept."""
+
+    kept: list[str] = field(default_factory=list)
+    count: int = 0
+    mended: int = 0
+
+    def add(self, fault: object, mended: bool = False) -> None:
+        """Note one more; `mended` says that what it is about is used all the same."""
+        self.count += 1
+        self.mended += mended
+        if len(self.kept) < MOST_PLACES:
+            self.kept.append(str(fault))
+
+
+@dataclass
 class Report:
     """What reading and rendering left out or found odd: kind -> its count, and its first places."""
 
@@ -28,14 +45,22 @@ class Report:
 
     def add(self, kind: str, place: str) -> None:
         """Note one more finding."""
+        if kind not in self.found and len(self.found) >= MOST_KINDS:
+            kind = "more findings, of too many kinds to list"
         self.counts[kind] += 1
         places = self.found.setdefault(kind, [])
         if len(places) < MOST_PLACES:
             places.append(place)
 
+    def note(self, kind: str, count: int) -> None:
+        """Set a count of findings whose places are not known."""
+        self.counts[kind] = count
+        self.found[kind] = []
+
     def lines(self) -> list[str]:
         """Return one line per kind, with its count and up to five places."""
         return [
-            f"{self.counts[kind]} {kind}: {', '.join(map(os.path.basename, places[:5]))}{', …' if places[5:] else ''}"
+            f"{self.counts[kind]} {kind}{': ' if places else ''}"
+            f"{', '.join(map(os.path.basename, places[:5]))}{', …' if places[5:] else ''}"
             for kind, places in self.found.items()
         ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import codecs
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from importlib import resources
 
+import numpy as np
 import tiktoken
 
 from gpt2chat.errors import GPT2ChatError
@@ -72,6 +73,19 @@ class Tokenizer:
         Lone surrogates, which no UTF-8 file can hold, become U+FFFD.
         """
         return self.encoding.encode_ordinary(text)
+
+    def encode_apart(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Encode texts as `encode` does each, in one call: all their ids, and how many each has."""
+        joined = END_OF_TEXT.join(texts)
+        try:
+            ids = self.encoding.encode_to_numpy(joined, allowed_special={END_OF_TEXT}, disallowed_special=())
+        except UnicodeEncodeError:
+            ids = np.zeros(0, np.uint32)
+        borders = np.flatnonzero(ids == self.end_id)
+        if len(borders) != len(texts) - 1:  # a text spells the marker, or holds a lone surrogate
+            each = [self.encode(text) for text in texts]
+            return np.array([token for part in each for token in part], np.uint32), np.array(list(map(len, each)), int)
+        return np.delete(ids, borders), np.diff(borders, prepend=-1, append=len(ids)) - 1
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids; bytes that are not valid UTF-8 become U+FFFD."""

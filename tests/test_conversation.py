@@ -14,6 +14,7 @@ from gpt2chat.conversation import (
     Template,
     fit,
     render,
+    render_many,
     render_prompt,
     template_named,
     turns,
@@ -34,6 +35,11 @@ ANY = st.lists(st.builds(Message, st.sampled_from(["user", "assistant"]), TEXT),
 every_template = pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES.keys())
 
 
+def around(template: Template, message: Message) -> tuple[str, str]:
+    """The marks before and behind a message."""
+    return getattr(template, f"{message.role}_prefix"), getattr(template, f"{message.role}_suffix")
+
+
 def ending(template: Template) -> str:
     """What a model is taught to write behind an answer."""
     before, mark, _ = template.assistant_suffix.partition(END_OF_TEXT)
@@ -51,6 +57,21 @@ def test_the_prompt_is_a_prefix_of_the_training_rendering(
     assert rendered.ids[: len(prompt)] == prompt
     begins = rendered.ids[len(prompt) :]
     assert tokenizer.decode(begins).startswith(template.lead + answer)
+
+
+@every_template
+@given(conversations=st.lists(ANY | FINISHED, max_size=4), half=st.booleans())
+def test_many_are_rendered_as_each_is(
+    tokenizer: Tokenizer, template: Template, conversations: list[list[Message]], half: bool
+) -> None:
+    if half:  # of a character, which no UTF-8 file holds
+        conversations = [*conversations, [Message("user", "\ud83d"), Message("assistant", "x", trained=False)]]
+    together = render_many(conversations, template, tokenizer)
+    assert len(together) == len(conversations)
+    for one, conversation in zip(together, conversations, strict=True):
+        alone = render(conversation, template, tokenizer)
+        assert (list(one.ids), list(one.loss_mask)) == (alone.ids, alone.loss_mask)
+        assert one.joinable == alone.joinable
 
 
 @every_template
@@ -83,7 +104,7 @@ def test_only_the_template_writes_the_end_token(
     tokenizer: Tokenizer, template: Template, conversation: list[Message]
 ) -> None:
     rendered = render(conversation, template, tokenizer)
-    affixes = "".join("".join(template.affixes(message.role)) for message in conversation)
+    affixes = "".join("".join(around(template, message)) for message in conversation)
     assert rendered.ids.count(tokenizer.end_id) == affixes.count(END_OF_TEXT)
 
 
@@ -94,7 +115,7 @@ def test_the_rendering_holds_every_message_as_written(
 ) -> None:
     expected = ""
     for message in conversation:
-        before, after = template.affixes(message.role)
+        before, after = around(template, message)
         lead = template.lead if message.role == "assistant" else ""
         expected += before + lead + message.content + after
     assert tokenizer.decode(render(conversation, template, tokenizer).ids) == expected

@@ -11,12 +11,12 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "gpt2chat"
 FLOORS = (
     {"errors", "version"},
-    {"files", "hardware", "model", "tokenizer"},
+    {"files", "hardware", "likeness", "model", "tokenizer"},
     {"conversation", "sampling", "loss"},
     {"records"},
-    {"checkpoint", "data", "formats", "generation"},
+    {"checkpoint", "data", "formats", "generation", "mending"},
     {"checking", "pretrained", "training", "evaluation"},
-    {"chatbot", "run"},
+    {"chatbot", "estimate", "run", "summary"},
     {"cli"},
     {"__main__"},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.terminal import RUNTIME_ERROR, SETTINGS, reports_errors, say
+from gpt2chat.cli.options import sources
+from gpt2chat.cli.terminal import RUNTIME_ERROR, SETTINGS, in_words, reports_errors, say
 
 if TYPE_CHECKING:
     from gpt2chat.checking import Check
+    from gpt2chat.formats import Source
+    from gpt2chat.model import GPT2Config
     from gpt2chat.records import Record
 
 FILE = click.Path(path_type=Path)
@@ -31,11 +35,11 @@ def data_command() -> None:
 
 def _records(places: tuple[Path, ...], as_text: bool = False, **o: Any) -> Iterator[Record]:
     """Yield the records of all places; what was found odd is said at the end."""
-    from gpt2chat.formats import expand, read
+    from gpt2chat.formats import read
     from gpt2chat.records import Report
 
     report = Report()
-    for source in expand(places, o.get("encoding")):
+    for source in sources(places, o.get("encoding")):
         yield from read(source, report, o.get("format"), o.get("text_separator"), as_text).records
     for line in report.lines():
         say(f"note: {line}")
@@ -43,10 +47,12 @@ def _records(places: tuple[Path, ...], as_text: bool = False, **o: Any) -> Itera
 
 @data_command.command("check", context_settings=SETTINGS)
 @click.argument("places", nargs=-1, required=True, type=FILE)
+@click.option("--fix", type=FILE, help="Write there what can be used, mended where that is certain.")
 @click.option("--format", help="What the files are, if it is not seen.")
 @click.option("--encoding", help="Of the files.  [default: UTF-8, or what a byte-order mark says]")
 @click.option("--template", default="chat", help="How turns are written, for counting tokens.")
 @click.option("--max_length", type=click.IntRange(8), default=1024, help="Tokens of the model's context.")
+@click.option("--model", default="demo", help="For which steps and time are estimated: demo or a released size.")
 @click.option("--heldout", type=FILE, multiple=True, help="Data to judge with, which should not be in PLACES.")
 @click.option("--show", type=click.IntRange(0), default=3, help="Print so many examples, the learnt part in brackets.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -57,31 +63,84 @@ def check_command(places: tuple[Path, ...], **o: Any) -> None:
     \b
     Examples:
       gpt2chat data check data/conversations.json
-      gpt2chat data check "faq/**/*.csv" --json
+      gpt2chat data check "faq/**/*.csv" --fix mended.jsonl
     """
     from gpt2chat.checking import Check
     from gpt2chat.conversation import template_named
-    from gpt2chat.formats import expand
 
+    found, heldout = sources(places, o["encoding"]), sources(o["heldout"], o["encoding"])
+    shape = _shape(o["model"])
     check = Check(template_named(o["template"]), o["max_length"], o["show"])
-    for source in expand(places, o["encoding"]):
-        check.add(source, o["format"])
-    for source in expand(o["heldout"], o["encoding"]):
+    fixed = {} if o["fix"] is None else _fix(check, found, o["fix"], o["format"])
+    if o["fix"] is None:
+        for source in found:
+            check.add(source, o["format"])
+    for source in heldout:
         check.compare(source, o["format"])
+    check.finish()
+    figures = {**check.to_dict(), **_forecast(check, o["model"], shape), **fixed}
     if o["as_json"]:
-        click.echo(json.dumps(check.to_dict(), ensure_ascii=False))
+        click.echo(json.dumps(figures, ensure_ascii=False))
     else:
-        _print(check)
-    if check.faults:
+        _print(check, figures)
+    if check.faults.count:
         raise SystemExit(RUNTIME_ERROR)
 
 
-def _print(check: Check) -> None:
-    figures = check.to_dict()
+def _shape(name: str) -> GPT2Config:
+    from gpt2chat import pretrained
+    from gpt2chat.errors import ConfigError
+    from gpt2chat.model import MODEL_SIZES
+
+    full = pretrained.canonical_name(name)
+    if full in MODEL_SIZES:
+        return MODEL_SIZES[full]
+    if full == pretrained.DEMO:
+        return pretrained.load(full).config
+    raise ConfigError(f"model: expected demo or one of {', '.join(MODEL_SIZES)}, got {name!r}")
+
+
+def _fix(check: Check, found: list[Source], path: Path, wanted: str | None) -> dict[str, Any]:
+    """Write what can be used while it is read, read it again, and return what was done and what is left."""
+    from gpt2chat.checking import Check
+    from gpt2chat.errors import ConfigError, DataError
+    from gpt2chat.formats import Source
+    from gpt2chat.formats.writers import write
+    from gpt2chat.mending import mended
+    from gpt2chat.records import Report
+
+    if path.absolute() in {source.path.absolute() for source in found}:
+        raise ConfigError(f"fix: {path} is what is read and would be overwritten; pass another name")
+    report = Report()
+    records = mended((record for source in found for record in check.records(source, wanted)), report)
+    first = next(records, None)
+    if first is None:
+        raise DataError("; ".join(["fix: nothing can be used", *check.faults.kept[:3]]))
+    form = "text" if isinstance(first.content, str) else "messages"
+    count = write(itertools.chain([first], records), path, form)
+    again = Check(check.template, check.max_tokens, show=0)
+    again.add(Source(path, "utf-8"), form)
+    again.finish()
+    return {"fixed": str(path), "written": count, "mended": report.lines(), "left": again.report.lines()}
+
+
+def _forecast(check: Check, name: str, shape: GPT2Config) -> dict[str, Any]:
+    """Return how many steps a run with the defaults of `train` takes, and about how many minutes."""
+    from gpt2chat.estimate import rough_run
+
+    kind = "conversations" if check.kinds["conversations"] else "texts"
+    tokens = sum(length * count for length, count in check.lengths.items())
+    epochs, steps, seconds = rough_run(shape, kind, tokens)
+    return {"model": name, "epochs": epochs, "steps": steps, "minutes": round(seconds / 60, 2)}
+
+
+def _print(check: Check, figures: dict[str, Any]) -> None:
     for line in check.found:
         click.echo(line)
-    for fault in check.faults:
+    for fault in check.faults.kept:
         click.echo(click.style("error: ", fg="red") + fault)
+    if check.faults.count > len(check.faults.kept):
+        click.echo(f"and {check.faults.count - len(check.faults.kept)} errors more")
     for line in check.report.lines():
         click.echo(f"note: {line}")
     for example in check.examples:
@@ -93,7 +152,19 @@ def _print(check: Check) -> None:
         for line in check.histogram():
             click.echo(line)
         if figures["too_long"]:
-            click.echo(f"{figures['too_long']} records are longer than {check.max_tokens} tokens")
+            share = f"{figures['cut_share']:.1%} of all tokens"
+            click.echo(f"{figures['too_long']} records are longer than {check.max_tokens} tokens, by {share}")
+        click.echo(
+            f"training {figures['model']}: about {figures['steps']} steps ({figures['epochs']} epochs), "
+            f"{in_words(60 * figures['minutes'])} on this CPU; train --dry_run times it"
+        )
+    if "fixed" in figures:
+        click.echo(f"{figures['fixed']}: {figures['written']} records written, without repeats and records with errors")
+        if check.faults.mended:
+            click.echo(f"mended: {check.faults.mended} lines that are not UTF-8, read as cp1252 (see the errors)")
+        for kind in ("mended", "left"):
+            for line in figures[kind]:
+                click.echo(f"{kind}: {line}")
 
 
 @data_command.command("convert", context_settings=SETTINGS)
@@ -139,6 +210,37 @@ def split_command(places: tuple[Path, ...], fraction: float, seed: int, train: P
     kept, held = split_by_question(list(_records(places)), fraction, seed)
     for records, path in ((kept, train), (held, heldout)):
         say(f"wrote {write(records, path, 'messages')} records to {path}")
+
+
+@data_command.command("stats", context_settings=SETTINGS)
+@click.argument("places", nargs=-1, required=True, type=FILE)
+@click.option("--format", help="What the files are, if it is not seen.")
+@click.option("--encoding", help="Of the files.  [default: UTF-8, or what a byte-order mark says]")
+@click.option("--template", default="chat", help="How turns are written, for counting tokens.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@reports_errors
+def stats_command(places: tuple[Path, ...], template: str, as_json: bool, **o: Any) -> None:
+    """Print how much there is in PLACES, how long and how varied it is.
+
+    \b
+    Examples:
+      gpt2chat data stats data/conversations.json
+      gpt2chat data stats "dialogs/*.jsonl.xz" --json
+    """
+    from gpt2chat.conversation import template_named
+    from gpt2chat.data import rendered
+    from gpt2chat.summary import Summary
+    from gpt2chat.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.gpt2()
+    summary = Summary(tokenizer)
+    for record, example in rendered(_records(places, **o), template_named(template), tokenizer):
+        summary.add(record, example)
+    if as_json:
+        click.echo(json.dumps(summary.to_dict(), ensure_ascii=False))
+    else:
+        for line in summary.lines():
+            click.echo(line)
 
 
 @data_command.command("sample", context_settings=SETTINGS)

@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from gpt2chat.formats import Source
+
+
+def sources(places: Iterable[Path], encoding: str | None) -> list[Source]:
+    """Return the files of places: files, folders, patterns, and `-` for standard input."""
+    from gpt2chat.cli.terminal import kept_input
+    from gpt2chat.formats import Source, expand
+
+    found: list[Source] = []
+    for place in places:
+        stdin = str(place) == "-"
+        found += [Source(kept_input(), encoding, "standard input")] if stdin else expand([place], encoding)
+    return found
 
 
 def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:

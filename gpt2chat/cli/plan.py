@@ -13,25 +13,22 @@ import torch
 
 from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
-from gpt2chat.cli.terminal import kept_input
+from gpt2chat.cli.options import sources
 from gpt2chat.conversation import TEMPLATES, Example, Template, template_named
 from gpt2chat.data import Dataset, render_records, split
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
-from gpt2chat.formats import Library, Source, expand
+from gpt2chat.estimate import CONVERSATION_ROW, TEXT_BLOCK, default_epochs
+from gpt2chat.formats import Library, Source
 from gpt2chat.hardware import pick_device, pick_dtype
-from gpt2chat.model import GPT2
+from gpt2chat.model import GPT2, MODEL_SIZES
 from gpt2chat.records import Report
 from gpt2chat.run import Run, RunFiles, check_room, check_writable, hash_file, stored_settings
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.training import Step, TrainConfig, count_steps, default_learning_rate, make_optimizer, train
 from gpt2chat.version import __version__
 
-TEXT_BLOCK = 256  # ids per row of text when --max_length does not say ...
-CONVERSATION_ROW = 512  # ... and of conversations: single pairs are joined up to this length
 LARGE = 1000  # so many conversations or text blocks are enough to hold some out unasked
-ENOUGH_STEPS = {"conversations": 90, "texts": 50}  # epochs are chosen to reach this many optimizer steps ...
-MOST_EPOCHS = {"conversations": 30, "texts": 10}  # ... but no more passes than this
-OWN_EACH_TIME = ("resume", "interactive", "device")  # options that an interrupted run does not pass on
+OWN_EACH_TIME = ("resume", "interactive", "device", "dry_run")  # options that an interrupted run does not pass on
 
 
 @dataclass
@@ -69,15 +66,16 @@ class _Data:
 def make_plan(options: dict[str, Any]) -> Plan:
     """Read data and model, choose what was left open, and check all of it before the first step."""
     _check(options)
-    files, report, sources = RunFiles(options["save_path"]), Report(), _sources(options)
-    _spare_the_data(files, (source for source, _ in sources))
-    library, hashes = _read(options, sources, report)
-    check_writable(files)
-    base = checkpoint.load(options["resume"]) if options["resume"] else pretrained.load(options["model"])
+    files, report, places = RunFiles(options["save_path"]), Report(), _sources(options)
+    _spare_the_data(files, (source for source, _ in places))
+    library, hashes = _read(options, places, report)
+    if not options["dry_run"]:
+        check_writable(files)
+    base = _base(options)
     base = dataclasses.replace(
         base, template=_template(options["template"], base.template, bool(library.conversations))
     )
-    if not (base.training or {}).get("finished"):
+    if not options["dry_run"] and not (base.training or {}).get("finished"):
         check_room(files, sum(tensor.numel() for tensor in base.weights.values()))
     data = _prepare(options, base, library, report)
     if options["patience"] and not data.validation:
@@ -97,6 +95,14 @@ def make_plan(options: dict[str, Any]) -> Plan:
     lines = [pretrained.describe(base), *data.lines, *notes, *lines]
     lines.append(f"training {total} steps on {device} in {str(dtype).removeprefix('torch.')}, saving to {files.best}")
     return Plan(run, data.dataset, config, dtype, total, every, lines)
+
+
+def _base(options: dict[str, Any]) -> Checkpoint:
+    """Return what is trained; a dry run does not download the weights of a released size, whose shape is enough."""
+    if options["resume"]:
+        return checkpoint.load(options["resume"])
+    name = pretrained.canonical_name(options["model"])
+    return pretrained.fresh(name) if options["dry_run"] and name in MODEL_SIZES else pretrained.load(options["model"])
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -165,14 +171,10 @@ def _read(
 
 def _sources(options: dict[str, Any]) -> list[tuple[Source, str | None]]:
     """Return the data files, each with the only kind of records it may hold."""
-    encoding = options["encoding"]
-    sources: list[tuple[Source, str | None]] = []
+    encoding, found = options["encoding"], list[tuple[Source, str | None]]()
     for option, only in (("conversation_file", "conversations"), ("text_file", "texts"), ("data", None)):
-        for place in options[option]:
-            stdin = str(place) == "-"
-            found = [Source(kept_input(), encoding, "standard input")] if stdin else expand([place], encoding)
-            sources += [(source, only) for source in found]
-    return sources
+        found += [(source, only) for source in sources(options[option], encoding)]
+    return found
 
 
 def _prepare(options: dict[str, Any], base: Checkpoint, library: Library, report: Report) -> _Data:
@@ -234,10 +236,9 @@ def _config(options: dict[str, Any], base: Checkpoint, data: _Data) -> tuple[Tra
         join=options["join"],
         seed=options["seed"],
     )
-    steps = count_steps(data.dataset, dataclasses.replace(config, epochs=1))[0]
     if options["epochs"] is None:
-        kind = "conversations" if data.dataset.conversations else "texts"
-        epochs = min(MOST_EPOCHS[kind], max(1, -(-ENOUGH_STEPS[kind] // steps)))
+        steps = count_steps(data.dataset, dataclasses.replace(config, epochs=1))[0]
+        epochs = default_epochs("conversations" if data.dataset.conversations else "texts", steps)
         config = dataclasses.replace(config, epochs=epochs)
         lines.append(f"epochs: {epochs}, so that there are about {epochs * steps} steps (--epochs changes it)")
     if options["learning_rate"] is None:

@@ -52,6 +52,13 @@ def say(line: str = "") -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
+def in_words(seconds: float) -> str:
+    """Return a rough time as people say it."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} hours"
+
+
 def program(name: str) -> str:
     """Return what to type here to run `train` or `chat` in the way this program was run, with this interpreter."""
     if str(click.get_current_context().find_root().info_name).endswith(".py"):

@@ -59,6 +59,7 @@ class NewFile(click.Path):
 @click.option("--patience", type=int, default=0, help="Stop after so many validations without progress; 0 never.")
 @click.option("--probe", multiple=True, help="A question to answer at every validation.")
 @click.option("--seed", type=int, default=0, help="Same seed, same model.")
+@click.option("--dry_run", is_flag=True, help="Say what it would do and need; three timed steps, nothing is written.")
 @device_options("auto")
 @click.pass_context
 @reports_errors
@@ -78,13 +79,18 @@ def train_command(context: click.Context, /, **options: Any) -> None:
     nothing = (
         not any(options[name] for name in ("text_file", "conversation_file", "data")) and options["resume"] is None
     )
+    if options["dry_run"] and options["interactive"]:
+        raise ConfigError("dry_run: nothing is trained that --interactive could talk to; pass one of the two")
     if nothing and not options["interactive"]:
         raise ConfigError("train: expected --text_file, --conversation_file or --data (or --resume), got none")
     if not nothing:
         if options["resume"] is not None:
             options = _resumed_options(context, options)
         plan = make_plan(options)
-        _train(plan, context)
+        if options["dry_run"]:
+            _say_only(plan)
+        else:
+            _train(plan, context)
     if options["interactive"]:
         named = context.get_parameter_source("model") == click.core.ParameterSource.COMMANDLINE
         without_training = nothing and (named or not options["save_path"].exists())
@@ -126,6 +132,15 @@ def _converted(context: click.Context, stored: dict[str, Any], given: dict[str, 
             except (click.BadParameter, TypeError) as error:
                 raise CheckpointError(f"{path}: its option {param.name} is damaged: {error}") from error
     return converted
+
+
+def _say_only(plan: Plan) -> None:
+    from gpt2chat.cli import dry_run
+
+    for line in plan.lines[:-1]:
+        say(line)
+    for line in dry_run.lines(plan):
+        click.echo(line)
 
 
 def _train(plan: Plan, context: click.Context) -> None:

@@ -5,24 +5,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from gpt2chat.conversation import Message
 from gpt2chat.errors import ConfigError, DataError
 from gpt2chat.formats.json_rows import read_rows
-from gpt2chat.formats.rows import KINDS, Kind, checked, kind_of, read_row
+from gpt2chat.formats.rows import KINDS, Kind, Messages, checked, kind_of, read_row
 from gpt2chat.formats.sources import Source, expand
 from gpt2chat.formats.tables import read_table, separator_of
 from gpt2chat.formats.transcripts import is_chatml, is_transcript, read_chatml, read_transcript
-from gpt2chat.records import Record, Report
+from gpt2chat.records import Faults, Record, Report
 from gpt2chat.tokenizer import END_OF_TEXT
 
 __all__ = ["FORMATS", "Library", "Reading", "Source", "expand", "read", "read_conversations"]
 
 FORMATS = (*dict.fromkeys(kind.name for kind in KINDS), "transcript", "chatml")
-HEAD = 1 << 16  # characters that decide
+FIRST_ROWS = 100  # among which one that tells the kind of all is looked for, where faults are passed over
 JSON_BEGINS = re.compile(r"\s*(?:\{|\[\s*(?:[\[{\]\"]|$))")
 
 
@@ -78,16 +80,17 @@ def read(
     wanted: str | None = None,
     separator: str | None = None,
     as_text: bool = False,
-    faults: list[str] | None = None,
+    faults: Faults | None = None,
 ) -> Reading:
     """Find out a file's form and read it; `as_text` takes what is neither JSON nor a table as text.
 
-    `separator` cuts texts into documents. With `faults`, faulty records are noted there and passed over. Raises
-    DataError with the place of a fault, ConfigError for an unknown form.
+    `separator` cuts texts into documents. Raises DataError with the place of a fault, ConfigError for an unknown form.
+    With `faults`, faulty records are noted there and passed over.
     """
     if wanted is not None and wanted not in FORMATS:
         raise ConfigError(f"format: expected one of {', '.join(FORMATS)}, got {wanted!r}")
-    head = next(source.pieces(), "")[:HEAD]
+    head = dataclasses.replace(source, faults=None if faults is None else Faults()).head()
+    source = dataclasses.replace(source, faults=faults)
     if not head.strip():
         raise DataError(f"{source.name}: expected text or records, found an empty file")
     lines = head.splitlines()
@@ -101,12 +104,12 @@ def read(
         form = {"\t": "TSV", ",": "CSV"}.get(parted, f"table with {parted}")
         return _rows(source, report, form, read_table(source, parted), kind, faults)
     if wanted == "chatml" or (wanted is None and not as_text and is_chatml(lines)):
-        return Reading(source, "ChatML", _checked(read_chatml(source), source, report))
+        return Reading(source, "ChatML", _conversations(source, read_chatml(source), report, faults))
     if wanted == "transcript" or (wanted is None and not as_text and is_transcript(lines)):
-        return Reading(source, "transcript", _checked(read_transcript(source), source, report))
+        return Reading(source, "transcript", _conversations(source, read_transcript(source), report, faults))
     if kind not in (None, "text"):
         raise DataError(f"{source.name}: expected {kind} in JSON or a table, found neither")
-    return Reading(source, "text", _texts(source, report, separator))
+    return Reading(source, "text", _texts(source, report, separator, faults))
 
 
 def _rows(
@@ -115,70 +118,92 @@ def _rows(
     form: str,
     rows: Iterator[tuple[int, object]],
     wanted: str | None,
-    faults: list[str] | None,
+    faults: Faults | None,
 ) -> Reading:
-    """Read the first row to know their kind, then all of them."""
-    first = next(rows, None)
-    if first is None:
-        raise DataError(f"{source.name}: expected at least one record, found none")
-    line, row = first
+    """Read the first row to know their kind, or with `faults` the first one that tells it; then all of them."""
+    head: list[tuple[int, object]] = []
+    kind: Kind | DataError = DataError(f"{source.name}: expected at least one record, found none")
+    for line, row in itertools.islice(rows, 1 if faults is None else FIRST_ROWS):
+        head.append((line, row))
+        found = _kind(row, f"{source.name}:{line}", wanted)
+        kind = kind if len(head) > 1 and isinstance(found, DataError) else found
+        if isinstance(kind, Kind):
+            break
+    if isinstance(kind, DataError):
+        raise kind
+    placed = (
+        (f"{source.name}:{line}: record {number}", row)
+        for number, (line, row) in enumerate(itertools.chain(head, rows), 1)
+    )
+    records = _sound(placed, lambda row, place: read_row(row, kind, place, report), faults)
+    return Reading(source, f"{_named(kind)} in {form}", records)
+
+
+def _kind(row: object, place: str, wanted: str | None) -> Kind | DataError:
+    """Return what kind of rows this one is of, or why that cannot be told."""
+    if isinstance(row, DataError):
+        return row
     if not isinstance(row, dict):
-        raise DataError(f"{source.name}:{line}: expected records {{...}}, got {type(row).__name__}")
-    kind = kind_of(row, f"{source.name}:{line}", wanted)
-
-    def records() -> Iterator[Record]:
-        for number, (line, row) in enumerate(_chain(first, rows), 1):
-            try:
-                record = read_row(row, kind, f"{source.name}:{line}: record {number}", report)
-            except DataError as error:
-                if faults is None:
-                    raise
-                faults.append(str(error))
-                continue
-            if record:
-                yield record
-
-    return Reading(source, f"{_named(kind)} in {form}", records())
+        return DataError(f"{place}: expected records {{...}}, got {type(row).__name__}")
+    try:
+        return kind_of(row, place, wanted)
+    except DataError as error:
+        return error
 
 
 def _named(kind: Kind) -> str:
     return kind.name if kind.name != "pairs" else f"pairs ({'/'.join(kind.keys)})"
 
 
-def _chain(first: tuple[int, object], rest: Iterable[tuple[int, object]]) -> Iterator[tuple[int, object]]:
-    yield first
-    yield from rest
-
-
-def _checked(
-    conversations: Iterator[tuple[int, tuple[Message, ...]]], source: Source, report: Report
+def _conversations(
+    source: Source, found: Iterator[tuple[int, Messages | DataError]], report: Report, faults: Faults | None
 ) -> Iterator[Record]:
-    for line, messages in conversations:
-        if record := checked(messages, f"{source.name}:{line}", report):
+    placed = ((f"{source.name}:{line}", messages) for line, messages in found)
+    return _sound(placed, lambda messages, place: checked(messages, place, report), faults)
+
+
+def _sound(
+    items: Iterable[tuple[str, Any]], read: Callable[[Any, str], Record | None], faults: Faults | None
+) -> Iterator[Record]:
+    """Yield the records that `read` makes of items; a fault is noted in `faults`, or raised where there are none."""
+    for place, item in items:
+        try:
+            if isinstance(item, DataError):
+                raise item
+            record = read(item, place)
+        except DataError as error:
+            if faults is None:
+                raise
+            faults.add(error)
+            continue
+        if record:
             yield record
 
 
-def _texts(source: Source, report: Report, separator: str | None) -> Iterator[Record]:
+def _texts(source: Source, report: Report, separator: str | None, faults: Faults | None) -> Iterator[Record]:
     """Yield the documents of a text: all of it, or what stands between marks of `separator`."""
     text = source.text()
     parts = text.split(separator) if separator else [text]
     if separator and len(parts) == 1:
         report.add(f"texts without the separator {separator!r}, each one document", source.name)
-    line, found = 1, False
-    for part in parts:
-        at = part.find(END_OF_TEXT)
-        if at >= 0:
-            raise DataError(
-                f"{source.name}:{line + part.count(chr(10), 0, at)}: found {END_OF_TEXT}, which gpt2chat adds by "
-                f'itself: remove it, or pass --text_separator "{END_OF_TEXT}" if it separates documents'
-            )
-        if "\0" in part:
-            report.add("texts with NUL characters, learnt as they are", f"{source.name}:{line}")
-        if part.strip():
-            found = True
-            yield Record(f"{source.name}:{line}", part.strip("\n"))
-        elif len(parts) > 1:
-            report.add("documents without text, left out", f"{source.name}:{line}")
-        line += part.count("\n") + (separator or "").count("\n")
-    if not found:
+    if not any(part.strip() for part in parts):
         raise DataError(f"{source.name}: expected text, found none")
+    lines = itertools.accumulate((part.count("\n") + (separator or "").count("\n") for part in parts), initial=1)
+    placed = ((f"{source.name}:{line}", part) for line, part in zip(lines, parts, strict=False))
+    yield from _sound(placed, lambda part, place: _document(part, place, report), faults)
+
+
+def _document(text: str, place: str, report: Report) -> Record | None:
+    at = text.find(END_OF_TEXT)
+    if at >= 0:
+        name, _, line = place.rpartition(":")
+        raise DataError(
+            f"{name}:{int(line) + text.count(chr(10), 0, at)}: found {END_OF_TEXT}, which gpt2chat adds by "
+            f'itself: remove it, or pass --text_separator "{END_OF_TEXT}" if it separates documents'
+        )
+    if "\0" in text:
+        report.add("texts with NUL characters, learnt as they are", place)
+    if not text.strip():
+        report.add("documents without text, left out", place)
+        return None
+    return Record(place, text.strip("\n"))

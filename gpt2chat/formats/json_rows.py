@@ -11,6 +11,7 @@ from gpt2chat.errors import DataError
 from gpt2chat.formats.sources import Source
 
 LONGEST_ROW = 64 << 20  # characters
+UNENDED = ("Expecting ',' delimiter", "Expecting property name")  # where a record goes on into the next one
 BLANK = re.compile(r"[ \t\r\n]*")
 
 
@@ -36,7 +37,8 @@ DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constan
 def read_rows(source: Source) -> Iterator[tuple[int, Any]]:
     """Yield (line, value) of each row: of one list, or of values one after the other, as in JSON lines.
 
-    Raises DataError with the line of the first fault.
+    A fault is a DataError in the place of a value. Reading goes on at the next line that begins as the faulty record
+    does, which may be the end of the file.
     """
     text = _Window(source)
     listed = text.skip() == "["
@@ -44,27 +46,42 @@ def read_rows(source: Source) -> Iterator[tuple[int, Any]]:
         text.at += 1
     first = True
     while True:
-        char = text.skip()
-        if char == "" and not listed:
-            return
-        if char == "]" and listed:
-            text.at += 1
-            if text.skip():
-                raise DataError(f"{text.place()}: not valid JSON: expected the end after the list")
-            return
-        if listed and not first:
-            if char != ",":
-                found = repr(char) if char else "the end of the file"
-                raise DataError(f"{text.place()}: not valid JSON: expected a comma between two records, found {found}")
-            text.at += 1
-            if text.skip() == "]":
-                raise DataError(f"{text.place()}: not valid JSON: remove the comma before ]")
-        elif listed and char == "":
-            raise DataError(f"{text.place()}: not valid JSON: the list does not end")
-        text.skip()
-        line = text.line
-        yield line, text.value()
+        try:
+            if not _goes_on(text, listed, first):
+                return
+            text.skip()
+            line = text.line
+            value = text.value()
+        except DataError as error:
+            yield text.line, error
+            if not text.recover():
+                return
+            first = True  # no comma is expected before the next record
+            continue
+        yield line, value
         first = False
+
+
+def _goes_on(text: _Window, listed: bool, first: bool) -> bool:
+    """Take what stands before the next row; False at the end. Raises DataError."""
+    char = text.skip()
+    if char == "" and not listed:
+        return False
+    if char == "]" and listed:
+        text.at += 1
+        if text.skip():
+            raise DataError(f"{text.place()}: not valid JSON: expected the end after the list")
+        return False
+    if char == "":
+        found = "the list does not end" if first else "expected a comma between two records, found the end of the file"
+        raise DataError(f"{text.place()}: not valid JSON: {found}")
+    if listed and not first:
+        if char != ",":
+            raise DataError(f"{text.place()}: not valid JSON: expected a comma between two records, found {char!r}")
+        text.at += 1
+        if text.skip() == "]":
+            raise DataError(f"{text.place()}: not valid JSON: remove the comma before ]")
+    return True
 
 
 class _Window:
@@ -74,7 +91,7 @@ class _Window:
         self.name = source.name
         self._pieces = source.pieces()
         self.text, self.at, self.line = "", 0, 1
-        self._ended = False
+        self._indent: str | None = None
 
     def place(self) -> str:
         """Return file and line."""
@@ -85,7 +102,10 @@ class _Window:
         while True:
             found = BLANK.match(self.text, self.at)
             end = found.end() if found else self.at
-            self.line += self.text.count("\n", self.at, end)
+            breaks = self.text.count("\n", self.at, end)
+            if breaks:
+                self.line += breaks
+                self._indent = self.text[self.text.rfind("\n", 0, end) + 1 : end]
             self.at = end
             if end < len(self.text):
                 return self.text[end]
@@ -112,6 +132,20 @@ class _Window:
             self.at = end
             return value
 
+    def recover(self) -> bool:
+        """Go to the next line that begins with a record, indented as the last one was; False when there is none."""
+        begins = re.compile(rf"\n{'[ ]*' if self._indent is None else self._indent}(?=\{{)")
+        while not (found := begins.search(self.text, self.at)):
+            rest = self.text.rfind("\n", self.at)  # the break itself may belong to what is still to come
+            rest = len(self.text) if rest < 0 else rest
+            self.line += self.text.count("\n", self.at, rest)
+            self.at = rest
+            if not self._more():
+                return False
+        self.line += self.text.count("\n", self.at, found.end())
+        self.at = found.end()
+        return True
+
     def _more(self) -> bool:
         piece = next(self._pieces, None)
         if piece is None:
@@ -129,6 +163,8 @@ class _Window:
             hint = ": remove the comma before it"
         elif self.text[self.at : self.at + 1] not in ("[", "{", '"'):
             hint = ": a plain text goes to --text_file"
+        elif error.msg.startswith(UNENDED) and self.text[error.pos : error.pos + 1] in ("{", "]", ""):
+            hint = f": the record that begins in line {self.line} does not end"
         elif self.text[error.pos : error.pos + 1] == "'":
             hint = ": JSON takes double quotes"
         column = error.pos - (self.text.rfind("\n", 0, error.pos) + 1) + 1

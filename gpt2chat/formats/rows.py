@@ -7,6 +7,7 @@ of ShareGPT; instruction/input/output Alpaca's; prompt/completion that of comple
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,9 @@ from gpt2chat.errors import DataError
 from gpt2chat.records import Record, Report
 from gpt2chat.tokenizer import END_OF_TEXT
 
-Content = tuple[Message, ...] | str
+Messages = tuple[Message, ...]
+Content = Messages | str
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 SPEAKERS = {
     "user": "user",
     "human": "user",
@@ -41,6 +44,7 @@ class Kind:
     shape: str
     read: Callable[[Mapping[str, Any]], Content]
     used: tuple[str, ...] = ()
+    item: frozenset[str] = frozenset()  # the keys that are used of the messages in a row
 
     def fits(self, keys: Iterable[str]) -> bool:
         """Whether rows with these keys are of this kind."""
@@ -99,29 +103,39 @@ def _items(row: Mapping[str, Any], key: str) -> Iterable[tuple[int, Any]]:
 
 def _message(item: Any, number: int, role: str, content: str) -> Message:
     """Read one message; a weight of 0 keeps an answer out of the loss."""
-    if not isinstance(item, dict) or not isinstance(item.get(role), str) or not isinstance(item.get(content), str):
+    says, who = (item.get(content), item.get(role)) if isinstance(item, dict) else (None, None)
+    if not isinstance(says, str) or not isinstance(who, str):
         raise DataError(f'message {number}: expected {{"{role}": str, "{content}": str}}, got {_shown(item)}')
-    speaker = SPEAKERS.get(item[role].lower())
+    speaker = SPEAKERS.get(who) or SPEAKERS.get(who.lower())
     if speaker is None:
-        raise DataError(f"message {number}: {role}: expected user, assistant or system, got {item[role]!r}")
+        raise DataError(f"message {number}: {role}: expected user, assistant or system, got {who!r}")
     weight = item.get("weight", 1)
     if weight not in (0, 1):
         raise DataError(f"message {number}: weight: expected 0 or 1, got {_shown(weight)}")
-    return Message(speaker, item[content].strip(), trained=bool(weight))
+    return Message(speaker, says.strip(), bool(weight))
 
 
 def _plain_text(row: Mapping[str, Any]) -> Content:
     return _text(row, "text").strip("\n")
 
 
+MESSAGE = frozenset({"weight"})
 KINDS = (
-    Kind("messages", ("messages",), '{"messages": [{"role": "user", "content": ...}, ...]}', _messages),
+    Kind(
+        "messages",
+        ("messages",),
+        '{"messages": [{"role": "user", "content": ...}, ...]}',
+        _messages,
+        (),
+        MESSAGE | {"role", "content"},
+    ),
     Kind(
         "sharegpt",
         ("conversations",),
         '{"conversations": [{"from": "human", "value": ...}, ...]}',
         _sharegpt,
         ("system",),
+        MESSAGE | {"from", "value"},
     ),
     Kind(
         "alpaca",
@@ -159,21 +173,22 @@ def read_row(row: Any, kind: Kind, place: str, report: Report) -> Record | None:
         raise DataError(f"{place}: {error}") from None
     for key in row.keys() - {*kind.keys, *kind.used}:
         report.add(f"records with the key {key!r}, which is not used", place)
+    for item in row[kind.keys[0]] if kind.item else ():
+        for key in item.keys() - kind.item if len(item) > 2 else ():
+            report.add(f"messages with the key {key!r}, which is not used", place)
     return checked(content, place, report)
 
 
 def checked(content: Content, place: str, report: Report) -> Record | None:
     """Refuse what cannot be learnt and name what is left out."""
     texts = [content] if isinstance(content, str) else [message.content for message in content]
-    for text in texts:
-        if END_OF_TEXT in text:
-            raise DataError(f"{place}: found {END_OF_TEXT}, which gpt2chat adds by itself: remove it")
-        if "\0" in text:
-            report.add("records with NUL characters, learnt as they are", place)
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            report.add("records with half of a character (a lone surrogate), learnt as U+FFFD", place)
+    together = "\n".join(texts)
+    if END_OF_TEXT in together:
+        raise DataError(f"{place}: found {END_OF_TEXT}, which gpt2chat adds by itself: remove it")
+    if "\0" in together:
+        report.add("records with NUL characters, learnt as they are", place)
+    if not together.isascii() and LONE_SURROGATE.search(together):
+        report.add("records with half of a character (a lone surrogate), learnt as U+FFFD", place)
     if not isinstance(content, str):
         if not any(message.role == "assistant" and message.trained for message in content):
             report.add("records without an answer to learn, left out", place)

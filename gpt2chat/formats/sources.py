@@ -9,6 +9,7 @@ import glob
 import gzip
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from gpt2chat.errors import ConfigError, DataError
+from gpt2chat.records import Faults
 
+HEAD = 1 << 16  # characters
 PIECE = 1 << 20  # bytes that are decoded at a time
+ESCAPED = re.compile(r"[\udc80-\udcff]+")  # what Python makes of bytes that are not UTF-8
 SUFFIXES = (".txt", ".md", ".markdown", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 PACKED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open}
 BOMS = (  # of UTF-32 before those of UTF-16, with which they begin
@@ -31,11 +35,15 @@ BOMS = (  # of UTF-32 before those of UTF-16, with which they begin
 
 @dataclass(frozen=True)
 class Source:
-    """A file to read; `encoding` None is UTF-8, or what a byte-order mark says."""
+    """A file to read; `encoding` None is UTF-8, or what a byte-order mark says.
+
+    With `faults`, lines that are not UTF-8 are noted there and read as cp1252.
+    """
 
     path: Path
     encoding: str | None = None
     label: str = ""
+    faults: Faults | None = None
 
     @property
     def name(self) -> str:
@@ -46,19 +54,27 @@ class Source:
         """Yield the decoded text; raises DataError with the line of a byte that cannot be."""
         with self._open() as file:
             data = file.read(PIECE)
-            decoder = codecs.getincrementaldecoder(self._encoding(data))("strict")
+            encoding = self._encoding(data)
+            tolerant = self.faults is not None and encoding in ("utf-8", "utf-8-sig")
+            decoder = codecs.getincrementaldecoder(encoding)("surrogateescape" if tolerant else "strict")
             line = 1
             while True:
                 try:
                     text = decoder.decode(data, final=not data)
                 except UnicodeDecodeError as error:
-                    raise self._undecodable(error, line) from None
+                    raise self._undecodable(error.object, error.start, error.encoding, line) from None
+                if tolerant and not _is_unicode(text):
+                    text = self._guessed(text, line)
                 line += text.count("\n")
                 if text:
                     yield text
                 if not data:
                     return
                 data = file.read(PIECE)
+
+    def head(self) -> str:
+        """Return the first characters, which tell the form."""
+        return next(self.pieces(), "")[:HEAD]
 
     def lines(self) -> Iterator[str]:
         """Yield the lines without their ends, whether those are of Unix or Windows."""
@@ -97,14 +113,36 @@ class Source:
                 raise ConfigError(f"encoding: {self.encoding!r} is not known; utf-8, cp1252 and utf-16 are") from None
         return next((name for mark, name in BOMS if head.startswith(mark)), "utf-8")
 
-    def _undecodable(self, error: UnicodeDecodeError, line: int) -> DataError:
-        line += error.object.count(b"\n", 0, error.start)
-        around = error.object[max(0, error.start - 12) : error.start + 12]
+    def _guessed(self, text: str, line: int) -> str:
+        """Note each line with bytes that are not UTF-8, and return the text with these bytes read as cp1252."""
+        at, counted, named = line, 0, 0
+        for found in ESCAPED.finditer(text):
+            at += text.count("\n", counted, found.start())
+            counted = found.start()
+            if at > named and self.faults is not None:
+                before = text[max(0, counted - 12) : counted].encode("utf-8", "surrogateescape")
+                data = before + text[counted : found.end() + 12].encode("utf-8", "surrogateescape")
+                fault = self._undecodable(data, len(before), "utf-8", at - before.count(b"\n"))
+                self.faults.add(fault, mended=True)
+                named = at
+        return ESCAPED.sub(lambda m: m[0].encode("utf-8", "surrogateescape").decode("cp1252", "replace"), text)
+
+    def _undecodable(self, data: bytes, start: int, encoding: str, line: int) -> DataError:
+        line += data.count(b"\n", 0, start)
+        around = data[max(0, start - 12) : start + 12]
         hint = "pass its --encoding"
         with contextlib.suppress(UnicodeDecodeError):
             hint = f"--encoding cp1252 would read it as {around.decode('cp1252')!r}"
-        byte = error.object[error.start]
-        return DataError(f"{self.name}:{line}: expected {error.encoding.upper()}, found byte 0x{byte:02x}: {hint}")
+        return DataError(f"{self.name}:{line}: expected {encoding.upper()}, found byte 0x{data[start]:02x}: {hint}")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text holds whole characters only, and no bytes that were none."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def expand(places: Sequence[str | Path], encoding: str | None = None) -> list[Source]:

@@ -20,24 +20,34 @@ def separator_of(head: str) -> str | None:
     return best if counts[best] else None
 
 
-def read_table(source: Source, separator: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line, row) of each row, by the names in the header; raises DataError with the line of a fault."""
+def read_table(source: Source, separator: str) -> Iterator[tuple[int, Any]]:
+    """Yield (line, row) of each row, by the names in the header; a fault is a DataError in the place of a row."""
     csv.field_size_limit(LONGEST_FIELD)
     rows = csv.reader((line + "\n" for line in source.lines()), delimiter=separator, strict=True)
     line = 1
-    try:
-        names = [name.strip().lower() for name in next(rows)]
-        if len(set(names)) < len(names):
-            raise DataError(f"{source.name}:1: expected different names in the header, got {', '.join(names)}")
+    names: list[str] = []
+    while True:
+        try:
+            fields = next(rows)
+            if not names:
+                names = [name.strip().lower() for name in fields]
+                if len(set(names)) < len(names):
+                    raise DataError(f"{source.name}:1: expected different names in the header, got {', '.join(names)}")
+            elif fields:
+                yield line, _row(names, fields, f"{source.name}:{line}")
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield line, DataError(f"{source.name}:{line}: not a valid table: {error}")
+            if not names:
+                return
         line = rows.line_num + 1
-        for fields in rows:
-            if fields and len(fields) != len(names):
-                raise DataError(
-                    f"{source.name}:{line}: expected {len(names)} columns ({', '.join(names)}), got {len(fields)}: "
-                    "put a field that holds the separator into double quotes"
-                )
-            if fields:
-                yield line, dict(zip(names, fields, strict=True))
-            line = rows.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{source.name}:{line}: not a valid table: {error}") from None
+
+
+def _row(names: list[str], fields: list[str], place: str) -> dict[str, str] | DataError:
+    if len(fields) == len(names):
+        return dict(zip(names, fields, strict=True))
+    return DataError(
+        f"{place}: expected {len(names)} columns ({', '.join(names)}), got {len(fields)}: "
+        "put a field that holds the separator into double quotes"
+    )

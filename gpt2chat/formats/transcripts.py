@@ -26,10 +26,10 @@ def is_chatml(lines: list[str]) -> bool:
     return next((bool(BEGIN.match(line)) for line in lines if line.strip()), False)
 
 
-def read_transcript(source: Source) -> Iterator[tuple[int, tuple[Message, ...]]]:
+def read_transcript(source: Source) -> Iterator[tuple[int, tuple[Message, ...] | DataError]]:
     """Yield (line, messages) of each conversation; a blank line before a user's turn begins the next one.
 
-    Lines without a speaker go on with the turn before.
+    Lines without a speaker go on with the turn before. A fault is a DataError in the place of messages.
     """
     begun, messages, blank = 1, list[tuple[str, list[str]]](), False
     for number, line in enumerate(source.lines(), 1):
@@ -42,7 +42,8 @@ def read_transcript(source: Source) -> Iterator[tuple[int, tuple[Message, ...]]]
             begun = begun if messages else number
             messages.append((role, [found[2]]))
         elif line.strip() and not messages:
-            raise DataError(f"{source.name}:{number}: expected a speaker, User: or Bot:, got {line[:40]!r}")
+            place = f"{source.name}:{number}"
+            yield number, DataError(f"{place}: expected a speaker, User: or Bot:, got {line[:40]!r}")
         elif messages:
             messages[-1][1].append(line)
         blank = not line.strip()
@@ -50,32 +51,40 @@ def read_transcript(source: Source) -> Iterator[tuple[int, tuple[Message, ...]]]
         yield begun, _finished(messages)
 
 
-def read_chatml(source: Source) -> Iterator[tuple[int, tuple[Message, ...]]]:
-    """Yield (line, messages) of each conversation of <|im_start|>role ... <|im_end|>; raises DataError."""
-    begun, opened, messages, blank = 1, 0, list[tuple[str, list[str]]](), False
+def read_chatml(source: Source) -> Iterator[tuple[int, tuple[Message, ...] | DataError]]:
+    """Yield (line, messages) of each conversation of <|im_start|>role ... <|im_end|>.
+
+    A fault is a DataError in the place of messages; the conversation it is in is left out.
+    """
+    begun, opened, messages, blank, lost = 1, 0, list[tuple[str, list[str]]](), True, False
     for number, line in enumerate(source.lines(), 1):
         found = BEGIN.match(line) if not opened else None
-        if found:
-            role = SPEAKERS.get(found[1].lower())
-            if role is None:
-                raise DataError(f"{source.name}:{number}: expected user, assistant or system, got {found[1]!r}")
-            if role != "assistant" and messages and (role == "system" or blank):
-                yield begun, _finished(messages)
-                messages = []
+        role = SPEAKERS.get(found[1].lower()) if found else None
+        begins = role not in (None, "assistant") and (role == "system" or blank)
+        blank = not line.strip()
+        if begins and messages:
+            yield begun, _finished(messages)
+        if begins:
+            messages, lost = [], False
+        if lost or (blank and not opened):
+            continue
+        if role is None and not opened:
+            expected, got = ("user, assistant or system", found[1]) if found else ("<|im_start|>", line[:40])
+            yield number, DataError(f"{source.name}:{number}: expected {expected}, got {got!r}")
+            messages, lost = [], True
+            continue
+        if role is not None and found:
             begun, opened = begun if messages else number, number
             messages.append((role, []))
             line = found[2]
-        elif not opened and line.strip():
-            raise DataError(f"{source.name}:{number}: expected <|im_start|>, got {line[:40]!r}")
-        if opened and END in line:
-            messages[-1][1].append(line.partition(END)[0])
-            opened = 0
-        elif opened and (line or not found):
-            messages[-1][1].append(line)
-        blank = not line.strip()
+        text, end, _ = line.partition(END)
+        if text or not found:
+            messages[-1][1].append(text)
+        opened = 0 if end else opened
     if opened:
-        raise DataError(f"{source.name}:{opened}: expected {END} after this message, found the end of the file")
-    if messages:
+        place = f"{source.name}:{opened}"
+        yield opened, DataError(f"{place}: expected {END} after this message, found the end of the file")
+    elif messages:
         yield begun, _finished(messages)
 
 

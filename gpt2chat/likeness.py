@@ -1,0 +1,158 @@
+"""What makes two texts the same, or nearly: digests that ignore case and marks, and MinHash over pairs of words."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import zlib
+from array import array
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import IO
+
+import numpy as np
+
+WORDS = re.compile(r"\w+")
+NO_WORD = bytes(byte for byte in range(128) if not (chr(byte).isalnum() or chr(byte) == "_"))
+MARKS = [mark.encode() for mark in "‘’“”„«»–—…¿¡、。，！？\u00a0"]
+MASK = (1 << 64) - 1
+KEPT = 1 << 19  # digests that are kept at hand; more go to a temporary file
+PIECE = 1 << 20  # digests that are written to it, and compared, at a time
+BANDS, ROWS = 8, 4  # of a MinHash: texts that share 80 % of their pairs of words meet in one of the bands at 98 %
+NEAR = 0.8  # share of the pairs of words, of those of both texts, from which on two are nearly the same
+
+
+def digest(text: str) -> int:
+    """Return 64 bits that tell texts apart within this process."""
+    return hash(text) & MASK
+
+
+def likeness(text: str) -> int:
+    """Return a digest that texts share which differ only in case, marks and blanks."""
+    data = text.casefold().encode("utf-8", "replace").translate(None, NO_WORD)
+    for mark in MARKS if not data.isascii() else ():
+        data = data.replace(mark, b"")
+    return hash(data) & MASK
+
+
+class Repeats:
+    """Finds what occurs again among any number of digests, in constant memory.
+
+    The first half million are kept at hand. What comes after and is not among them goes to a temporary file, where
+    repeats can only be counted, at the end.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._late = array("Q")
+        self._file: IO[bytes] | None = None
+
+    def __contains__(self, found: int) -> bool:
+        return found in self._seen
+
+    def __bool__(self) -> bool:
+        return bool(self._seen)
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether some are no longer at hand."""
+        return len(self._seen) >= KEPT
+
+    def add(self, found: int) -> bool:
+        """Take a digest; return whether it is known to be a repeat."""
+        if found in self._seen:
+            return True
+        if len(self._seen) < KEPT:
+            self._seen.add(found)
+            return False
+        self._late.append(found)
+        if len(self._late) >= PIECE:
+            self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115 - closed by `late`
+            self._late.tofile(self._file)
+            del self._late[:]
+        return False
+
+    def late(self) -> int:
+        """Return how many repeats there are among those that were not at hand, and forget those."""
+        total = sum(len(piece) for piece in self._pieces())
+        parts = -(-total // (4 * PIECE))
+        repeats = 0
+        for part in range(parts):  # of the range of digests, so that equal ones meet
+            shift = np.uint64(32)
+            found = [piece[(piece >> shift) * parts >> shift == part] for piece in self._pieces()]
+            own = np.concatenate(found)
+            repeats += len(own) - len(np.unique(own))
+        if self._file is not None:
+            self._file.close()
+        self._file, self._late = None, array("Q")
+        return repeats
+
+    def _pieces(self) -> Iterator[np.ndarray]:
+        if self._file is not None:
+            self._file.flush()
+            self._file.seek(0)
+            while data := self._file.read(8 * PIECE):
+                yield np.frombuffer(data, np.uint64)
+        if self._late:
+            yield np.array(self._late, np.uint64)
+
+
+class NearRepeats:
+    """Finds texts of nearly the same words (MinHash with bands: Broder 1997), among a limited number of them."""
+
+    MOST = 4_000_000  # pairs of words
+
+    def __init__(self) -> None:
+        self._places: list[str] = []
+        self._grams, self._starts = array("I"), array("Q")
+
+    @property
+    def full(self) -> bool:
+        """Whether no more texts are taken."""
+        return len(self._grams) >= self.MOST
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(self, text: str, place: str) -> None:
+        """Take a text that repeats no earlier one exactly."""
+        words = WORDS.findall(text.casefold())
+        if len(words) < 2 or self.full:
+            return
+        self._places.append(place)
+        self._starts.append(len(self._grams))
+        self._grams.extend(sorted({zlib.crc32(" ".join(pair).encode("utf-8", "replace")) for pair in pairwise(words)}))
+
+    def found(self) -> Iterator[tuple[str, str]]:
+        """Yield the places of each text that is nearly an earlier one, and of that one, in the order of the texts."""
+        if len(self) < 2:
+            return
+        grams, starts = np.array(self._grams), np.array(self._starts, np.int64)
+        ends = np.append(starts[1:], len(grams))
+        like: dict[int, int] = {}
+        for first, second in self._candidates(grams, starts):
+            if second not in like:
+                one, other = (grams[starts[i] : ends[i]] for i in (first, second))
+                shared = len(np.intersect1d(one, other, assume_unique=True))
+                if shared >= NEAR * (len(one) + len(other) - shared):
+                    like[second] = first
+        for second in sorted(like):
+            yield self._places[second], self._places[like[second]]
+
+    def _candidates(self, grams: np.ndarray, starts: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Yield pairs of texts, the earlier one first, whose hashes of the least pair agree throughout a band."""
+        rng = np.random.default_rng(0)
+        for _ in range(BANDS):
+            keys = np.zeros(len(starts), np.uint64)
+            for _ in range(ROWS):
+                factor, offset = rng.integers(1, 1 << 63, 2, np.uint64) | np.uint64(1)
+                least = np.minimum.reduceat((grams * factor + offset) >> np.uint64(32), starts)
+                keys = (keys ^ least) * np.uint64(0x9E37_79B9_7F4A_7C15)
+            order = np.argsort(keys, kind="stable")
+            same = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+            first = -1
+            for at in same.tolist():  # of texts with the same key, each meets the first and the one before it
+                if not (at and keys[order[at]] == keys[order[at - 1]]):
+                    first = at
+                yield int(order[first]), int(order[at + 1])
+                yield int(order[at]), int(order[at + 1])

@@ -1,0 +1,438 @@
+"""What `data check` finds, mends and counts: beyond the first fault, in constant memory, and with nothing lost."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_cli import invoke
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2chat import likeness
+from gpt2chat.checking import Check, percentile
+from gpt2chat.conversation import TEMPLATES, Message
+from gpt2chat.errors import DataError
+from gpt2chat.formats import Source, read
+from gpt2chat.likeness import NearRepeats, Repeats
+from gpt2chat.mending import mended
+from gpt2chat.records import MOST_KINDS, MOST_PLACES, Faults, Record, Report
+from gpt2chat.summary import Summary
+from gpt2chat.tokenizer import Tokenizer
+
+PAIRS = [{"user": f"question {number}", "bot": f"answer {number}"} for number in range(6)]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tolerant(path: Path, wanted: str | None = None) -> tuple[list[str], Faults]:
+    """The questions that are read, or texts, and the faults."""
+    faults = Faults()
+    reading = read(Source(path), Report(), wanted, faults=faults)
+    contents = [record.content for record in reading.records]
+    return [content if isinstance(content, str) else content[0].content for content in contents], faults
+
+
+# -- going on behind a fault ---------------------------------------------------------------------------------------
+
+BROKEN_ROWS = {
+    '{"user": "x", "bot": "y"': "does not end",
+    '{"user": "x", "bot": "y",}': "remove the comma",
+    "{'user': 'x', 'bot': 'y'}": "JSON takes double quotes",
+    '{"user": "x", "bot": NaN}': "NaN is not JSON",
+    '{"user": "x", "user": "y", "bot": "z"}': "stands twice",
+    '{"user": "x", "bot": 7}': "expected text, got 7",
+    '{"user": "x"}': "expected {",
+    '{"user": "x", "bot": ' + "[" * 100_000: "nested too deeply",
+    "not JSON at all": "not valid JSON",
+}
+
+
+@pytest.mark.parametrize("layout", ["lines", "list", "indented"])
+@pytest.mark.parametrize("at", [0, 2, 5])
+@pytest.mark.parametrize(("broken", "said"), BROKEN_ROWS.items())
+def test_one_broken_row_is_named_and_all_others_are_read(
+    layout: str, at: int, broken: str, said: str, tmp_path: Path
+) -> None:
+    if broken == "not JSON at all" and at == 0:
+        pytest.skip("that is a text file")
+    rows = [json.dumps(row, indent=2 if layout == "indented" else None) for row in PAIRS]
+    rows[at] = broken
+    first, between, last = ("", "\n", "\n") if layout == "lines" else ("[\n", ",\n", "\n]\n")
+    text = first + between.join(rows) + last
+    if layout == "indented":
+        text = text.replace("\n", "\n  ")
+    (tmp_path / "rows").write_text(text)
+    questions, faults = tolerant(tmp_path / "rows")
+    assert questions == [row["user"] for number, row in enumerate(PAIRS) if number != at]
+    assert any(said in fault for fault in faults.kept), faults.kept
+    line = text[: text.index(broken[:20].replace("\n", "\n  "))].count("\n") + 1
+    assert any(f"rows:{line}" in fault or f"line {line} " in fault for fault in faults.kept), (line, faults.kept)
+
+
+@given(st.lists(st.sampled_from([*BROKEN_ROWS][:7]) | st.integers(0, 3), min_size=1, max_size=8))
+def test_any_mixture_of_sound_and_broken_lines_keeps_every_sound_one(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[Any]
+) -> None:
+    path = tmp_path_factory.mktemp("mixed") / "rows.jsonl"
+    rows = [json.dumps(PAIRS[line]) if isinstance(line, int) else line for line in lines]
+    path.write_text("\n".join(rows))
+    sound = [PAIRS[line]["user"] for line in lines if isinstance(line, int)]
+    try:
+        questions, faults = tolerant(path)
+    except DataError:  # no row tells what all are
+        assert not sound
+    else:
+        assert questions == sound
+        assert faults.count == len(lines) - len(sound)
+
+
+def test_a_fault_at_the_border_of_two_pieces_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [json.dumps(row) for row in PAIRS]
+    rows[2] = '{"user": "x", "bot": "y"'
+    (tmp_path / "rows").write_text("\n".join(rows))
+    for size in (*range(3, 200, 7), 1 << 20):
+        monkeypatch.setattr("gpt2chat.formats.sources.PIECE", size)
+        questions, faults = tolerant(tmp_path / "rows")
+        assert questions == [row["user"] for number, row in enumerate(PAIRS) if number != 2]
+        assert faults.count == 1 and "line 3 does not end" in faults.kept[0]
+
+
+def test_lines_that_are_not_utf8_are_named_once_each_and_read_as_cp1252(tmp_path: Path) -> None:
+    lines = [b'{"user": "caf\xe9 \xe9", "bot": "\x93quoted\x94"}', '{"user": "café", "bot": "ok"}'.encode()]
+    (tmp_path / "mixed").write_bytes(b"\n".join([lines[1], *lines]))
+    questions, faults = tolerant(tmp_path / "mixed")
+    assert questions == ["café", "café é", "café"]
+    assert (faults.count, faults.mended) == (1, 1)
+    assert "mixed:2: expected UTF-8, found byte 0xe9: --encoding cp1252 would read it as" in faults.kept[0]
+    with pytest.raises(DataError, match="mixed:2: expected UTF-8"):
+        list(read(Source(tmp_path / "mixed"), Report()).records)
+
+
+def test_a_whole_file_of_another_encoding_takes_no_longer_than_it_should(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b'{"user": "\xe9", "bot": "' + b"\xe9 " * 50 + b'"}\n' * 1)
+    with (tmp_path / "latin").open("ab") as file:
+        for _ in range(20_000):
+            file.write(b'{"user": "\xe9", "bot": "' + b"\xe9 " * 20 + b'"}\n')
+    questions, faults = tolerant(tmp_path / "latin")
+    assert len(questions) == faults.count == 20_001
+    assert len(faults.kept) == MOST_PLACES
+
+
+def test_tables_and_transcripts_go_on_behind_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "faq.csv").write_text("question,answer\na,b\nc\nd,e,f\ng,h\n")
+    questions, faults = tolerant(tmp_path / "faq.csv")
+    assert (questions, faults.count) == (["a", "g"], 2)
+    assert "faq.csv:3: expected 2 columns" in faults.kept[0] and "faq.csv:4:" in faults.kept[1]
+
+    (tmp_path / "talk.txt").write_text("User: a\nBot: b\n\nUser: c\nBot: d\n")
+    assert tolerant(tmp_path / "talk.txt")[0] == ["a", "c"]
+
+    def said(role: str, text: str) -> str:
+        return f"<|im_start|>{role}\n{text}<|im_end|>\n"
+
+    sound = said("user", "a") + said("assistant", "b") + "\n"
+    broken = said("user", "c") + "stray\n" + said("assistant", "d") + "\n"
+    other = said("user", "e") + said("oracle", "f") + "\n"
+    (tmp_path / "chatml").write_text(sound + broken + other + sound.replace("a<", "g<"))
+    questions, faults = tolerant(tmp_path / "chatml")
+    assert questions == ["a", "g"]
+    assert [fault.split(":")[-2] for fault in faults.kept] == ["9", "15"] or faults.count == 2
+    assert "got 'stray'" in faults.kept[0] and "got 'oracle'" in faults.kept[1]
+
+
+def test_documents_with_a_marker_in_them_are_named_and_the_others_read(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("one\n===\ntwo <|endoftext|>\n===\nthree")
+    faults = Faults()
+    reading = read(Source(tmp_path / "t.txt"), Report(), separator="===", faults=faults)
+    assert [str(record.content).strip() for record in reading.records] == ["one", "three"]
+    assert "t.txt:3: found <|endoftext|>" in faults.kept[0]
+
+
+def test_many_kinds_of_findings_are_bounded() -> None:
+    report = Report()
+    for number in range(MOST_KINDS + 50):
+        report.add(f"kind {number}", f"place {number}")
+    assert len(report.found) == MOST_KINDS + 1
+    assert sum(report.counts.values()) == MOST_KINDS + 50
+
+
+# -- what is used of the bytes -------------------------------------------------------------------------------------
+
+NAME = st.sampled_from(["user", "bot", "id", "source", "note", "system"])
+VALUE = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]), min_size=1, max_size=9)
+
+
+@given(rows=st.lists(st.dictionaries(NAME, VALUE | st.just("") | st.integers(), min_size=1), min_size=1, max_size=8))
+def test_every_byte_of_content_is_used_or_named(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]
+) -> None:
+    rows = [{"user": "u", "bot": "b"}, *rows]
+    path = tmp_path_factory.mktemp("bytes") / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
+    report, faults = Report(), Faults()
+    records = list(read(Source(path), report, faults=faults).records)
+    used = {int(record.place.rpartition(" ")[2]): record.content for record in records}
+    for number, row in enumerate(rows, 1):
+        place = f"{path}:{number}: record {number}"
+        if number in used:
+            texts = [message.content for message in used[number]]  # type: ignore[union-attr]
+            left = [row.get(key) or None for key in ("system", "user", "bot")]
+            assert texts == [text for text in left if text is not None]
+            for key in row.keys() - {"system", "user", "bot"}:
+                assert place in report.found[f"records with the key {key!r}, which is not used"]
+        else:
+            assert any(fault.startswith(f"{place}:") for fault in faults.kept) or any(
+                place in places for kind, places in report.found.items() if "left out" in kind
+            )
+
+
+def test_keys_of_messages_that_are_not_used_are_named(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "a", "name": "Ann"}, {"role": "assistant", "content": "b"}]}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row))
+    report = Report()
+    assert len(list(read(Source(tmp_path / "m.jsonl"), report).records)) == 1
+    assert report.lines() == ["1 messages with the key 'name', which is not used: m.jsonl:1: record 1"]
+
+
+# -- repeats -------------------------------------------------------------------------------------------------------
+
+
+@given(values=st.lists(st.integers(0, 40).map(lambda n: n * 0x9E37_79B9_7F4A_7C15 % 2**64), max_size=120))
+def test_repeats_are_counted_exactly_also_beyond_what_is_kept(values: list[int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(likeness, "KEPT", 7)
+        patch.setattr(likeness, "PIECE", 5)
+        repeats = Repeats()
+        known = sum(repeats.add(value) for value in values)
+        assert known + repeats.late() == len(values) - len(set(values))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("What is it?", "what  is it", True),
+        ("“Quoted” — yes…", '"quoted" - yes', True),
+        ("Straße", "STRASSE", True),
+        ("one two", "one too", False),
+        ("café", "cafe", False),
+        ("C3", "C4", False),
+    ],
+)
+def test_texts_are_alike_up_to_case_marks_and_blanks(one: str, other: str, alike: bool) -> None:
+    assert (likeness.likeness(one) == likeness.likeness(other)) is alike
+
+
+def test_texts_of_nearly_the_same_words_are_found_and_others_are_not() -> None:
+    rng = random.Random(0)
+    words = [f"word{number}" for number in range(500)]
+    texts = [[rng.choice(words) for _ in range(30)] for _ in range(400)]
+    near = [[*text[:12], "changed", *text[13:]] for text in texts[:100]]
+    far = [[w if i % 3 else rng.choice(words) for i, w in enumerate(text)] for text in texts[100:200]]
+    found = NearRepeats()
+    for number, text in enumerate([*texts, *near, *far]):
+        found.add(" ".join(text), str(number))
+    pairs = dict(found.found())
+    assert all(pairs.get(str(400 + number), str(number)) == str(number) for number in range(100))
+    assert len(pairs) >= 95 and all(400 <= int(later) < 500 for later in pairs)
+
+
+def test_check_notes_what_is_nearly_the_same_and_what_has_two_answers(place: Path) -> None:
+    long = "We are open from nine to five on every day of the week but Sunday"
+    rows = [
+        {"user": "When are you open?", "bot": f"{long}."},
+        {"user": "When are you open?", "bot": f"{long}s."},
+        {"user": "Where?", "bot": "Here."},
+        {"user": "where", "bot": "There."},
+    ]
+    (place / "faq.json").write_text(json.dumps(rows))
+    (place / "held.json").write_text(json.dumps([{"user": "Where??", "bot": "Nowhere."}, rows[0]]))
+    result = invoke("data", "check", "faq.json", "--heldout", "held.json", "--json")
+    notes = json.loads(result.stdout)["notes"]
+    assert notes["records that are nearly an earlier one"]["places"] == ["faq.json:1: record 2 (as record 1)"]
+    assert notes["questions that were answered otherwise before; a model learns to waver"]["count"] == 2
+    assert notes["held-out questions that are in the training data too"]["count"] == 1
+    assert notes["held-out records that are in the training data too"]["count"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Mail a.b+c@example.org now", "e-mail"),
+        ("sk-proj1234567890abcdefgh", "key or password"),
+        ("ghp_abcdefghijklmnopqrstuvwxyz", "key or password"),
+        ("AKIAABCDEFGHIJKLMNOP", "key or password"),
+        ("PASSWORD = hunter2", "key or password"),
+        ("api_key: 12345", "key or password"),
+        ("-----BEGIN RSA PRIVATE KEY-----", "key or password"),
+        ("cafÃ©", "wrong encoding"),
+        ("donâ€™t", "wrong encoding"),
+        ("a\x1b[31mred", "control characters"),
+        ("a task-oriented, risk-averse, secret ãnd @ once: the password", None),
+        ("Ångström, naïve, ÄÖÜ, São Paulo, 10 °C", None),
+    ],
+)
+def test_oddities_are_found_in_a_crowd_and_nothing_else_is(text: str, kind: str | None, tmp_path: Path) -> None:
+    rows = [{"user": f"question {number}", "bot": "ordinary"} for number in range(600)]
+    rows[300]["bot"] = text
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    check = Check(TEMPLATES["chat"])
+    check.add(Source(tmp_path / "rows.jsonl"))
+    found = {kind: places for kind, places in check.report.found.items() if "repeat an" not in kind}
+    if kind is None:
+        assert not found
+    else:
+        [(said, places)] = found.items()
+        assert kind in said and places == [f"{tmp_path}/rows.jsonl:301: record 301"]
+
+
+# -- mending -------------------------------------------------------------------------------------------------------
+
+
+@given(text=st.text(st.characters(codec="cp1252", exclude_categories=["Cc"]), min_size=1, max_size=30))
+def test_utf8_read_as_cp1252_is_undone(text: str) -> None:
+    try:
+        misread = "".join(char if char.isascii() else char.encode("utf-8").decode("cp1252") for char in text)
+    except UnicodeDecodeError:  # a byte that cp1252 leaves open
+        return
+    if not misread.strip() or not text.strip():
+        return
+    [record] = mended([Record("p", misread)], Report())
+    if not any(a in "ÂÃâÅ" for a in text):  # a text about misread characters stays ambiguous
+        assert record.content == text
+
+
+@pytest.mark.parametrize(
+    "text", ["Ångström naïve São Paulo ÄÖÜ ß", "“Quoted” — ‘so’ … €5", "日本語 😀", "ÀÉ ÃO ÂNGULO"]
+)
+def test_sound_text_is_left_alone(text: str) -> None:
+    report = Report()
+    [record] = mended([Record("p", text)], report)
+    assert record.content == text and not report.found
+
+
+def test_fix_writes_what_check_then_finds_no_fault_with(place: Path) -> None:
+    lines = [
+        '{"user": "Hi", "bot": "Hello."}',
+        '{"user": "Hi", "bot": "Hello."}',
+        '{"user": "CafÃ©?", "bot": "Yes\\u0007."}',
+        '{"user": "Half", "bot": "x\\ud83d"}',
+        '{"user": "\\u0001", "bot": "nothing"}',
+        '{"user": "Broken", "bot": "a"',
+        '{"user": "Wrong", "bot": 7}',
+        '{"user": "Weight", "bot": "me@example.org"}',
+    ]
+    (place / "faq.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"user": "caf\xe9", "bot": "ok"}\n')
+    result = invoke("data", "check", "faq.jsonl", "--fix", "fixed.jsonl")
+    assert result.exit_code == 1
+    said = result.stdout
+    for line in (
+        "fixed.jsonl: 5 records written",
+        "mended: 1 lines that are not UTF-8, read as cp1252",
+        "mended: 1 records whose wrong encoding was undone (Ã© is é again): faq.jsonl:3",
+        "mended: 2 records whose control characters were removed: faq.jsonl:3: record 3, faq.jsonl:5: record 5",
+        "mended: 1 records whose halves of characters were removed: faq.jsonl:4",
+        "mended: 1 records with nothing but control characters on one side, left out: faq.jsonl:5",
+        "left: 1 records that hold an e-mail address, which a model may repeat: fixed.jsonl:4",
+    ):
+        assert line in said, line
+    assert [
+        [message["content"] for message in json.loads(line)["messages"]]
+        for line in (place / "fixed.jsonl").read_text("utf-8").splitlines()
+    ] == [["Hi", "Hello."], ["Café?", "Yes."], ["Half", "x"], ["Weight", "me@example.org"], ["café", "ok"]]
+    assert invoke("data", "check", "fixed.jsonl").exit_code == 0
+
+
+def test_fix_refuses_to_write_over_what_it_reads_and_writes_nothing_of_nothing(place: Path) -> None:
+    (place / "faq.jsonl").write_text('{"user": "a", "bot": 7}\n')
+    result = invoke("data", "check", "faq.jsonl", "--fix", "faq.jsonl")
+    assert result.exit_code == 2 and "would be overwritten" in result.stderr
+    result = invoke("data", "check", "faq.jsonl", "--fix", "out.jsonl")
+    assert result.exit_code == 1 and "nothing can be used" in result.stderr
+    assert [path.name for path in place.iterdir()] == ["faq.jsonl"]
+
+
+def test_fix_of_texts_writes_texts(place: Path) -> None:
+    (place / "a.md").write_text("# One\ntext\x07\n")
+    (place / "b.md").write_text("# Two\ntext\n")
+    assert invoke("data", "check", "a.md", "b.md", "--fix", "out.jsonl").exit_code == 0
+    rows = [json.loads(line) for line in (place / "out.jsonl").read_text().splitlines()]
+    assert rows == [{"text": "# One\ntext"}, {"text": "# Two\ntext"}]
+
+
+# -- figures -------------------------------------------------------------------------------------------------------
+
+
+def test_check_reads_standard_input_and_packed_files_and_estimates_a_run(place: Path) -> None:
+    data = "\n".join(map(json.dumps, PAIRS)).encode()
+    (place / "rows.gz").write_bytes(gzip.compress(data))
+    found = json.loads(invoke("data", "check", "-", "--json", stdin=data).stdout)
+    assert found["files"] == ["standard input: pairs (user/bot) in JSON, 6 records"]
+    assert found["tokens"] == json.loads(invoke("data", "check", "rows.gz", "--json").stdout)["tokens"]
+    assert (found["epochs"], found["steps"], found["model"]) == (30, 30, "demo")
+    larger = json.loads(invoke("data", "check", "rows.gz", "--model", "gpt2-xl", "--json").stdout)
+    assert larger["minutes"] > found["minutes"]
+
+
+def test_the_share_that_is_cut_is_that_of_the_tokens_beyond_the_length(place: Path) -> None:
+    (place / "long.json").write_text(json.dumps([{"user": "a", "bot": "word " * 100}, {"user": "b", "bot": "c"}]))
+    found = json.loads(invoke("data", "check", "long.json", "--max_length", "50", "--json").stdout)
+    assert found["too_long"] == 1
+    assert found["cut_share"] == pytest.approx((found["longest"] - 50) / found["tokens"], abs=1e-4)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1), st.floats(0, 1))
+def test_a_percentile_is_that_of_the_sorted_values(values: list[int], share: float) -> None:
+    from collections import Counter
+
+    found = percentile(Counter(values), share)
+    assert found in values
+    assert (
+        sum(value < found for value in values) <= share * len(values) <= sum(value <= found for value in values) + 1e-9
+    )
+
+
+def test_stats_count_what_is_there(place: Path, tokenizer: Tokenizer) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": "one two"}, {"role": "assistant", "content": "yes"}]},
+        {
+            "messages": [
+                {"role": "system", "content": "be kind"},
+                {"role": "user", "content": "three"},
+                {"role": "assistant", "content": "yes"},
+                {"role": "user", "content": "Two more words"},
+                {"role": "assistant", "content": "no", "weight": 0},
+            ]
+        },
+    ]
+    (place / "m.json").write_text(json.dumps(rows))
+    found = json.loads(invoke("data", "stats", "m.json", "--json").stdout)
+    assert (found["conversations"], found["user_messages"], found["system_messages"]) == (2, 3, 1)
+    assert (found["words"], found["different_words"]) == (11, 9)
+    assert found["lengths"]["words per question"] == {"median": 2, "of_ten_nine_below": 3, "longest": 3}
+    assert found["common_answers"] == [["yes", 2]]
+    check = json.loads(invoke("data", "check", "m.json", "--json").stdout)
+    assert (found["tokens"], found["learnt_tokens"]) == (check["tokens"], check["learnt_tokens"])
+    assert "2 times the answer 'yes'" in invoke("data", "stats", "m.json").stdout
+
+
+def test_a_summary_does_not_grow_with_the_number_of_answers(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpt2chat.conversation import render
+
+    monkeypatch.setattr("gpt2chat.summary.MOST_KNOWN", 10)
+    summary = Summary(tokenizer)
+    for number in range(50):
+        pair = (Message("user", f"q{number}"), Message("assistant", f"a{number}"))
+        summary.add(Record("p", pair), render(pair, TEMPLATES["chat"], tokenizer))
+    assert len(summary.answers) == 10 and len(summary.words) <= 12
+    assert summary.lines()[2].startswith("100 words, at least 10 different")
