@@ -33,14 +33,16 @@ def data_command() -> None:
     """
 
 
-def _records(places: tuple[Path, ...], as_text: bool = False, **o: Any) -> Iterator[Record]:
-    """Yield the records of all places; what was found odd is said at the end."""
+def _records(places: tuple[Path, ...], only: str | None = None, **o: Any) -> Iterator[Record]:
+    """Yield the records of all places, or of `only` one kind; what was found odd is said at the end."""
     from gpt2chat.formats import read
     from gpt2chat.records import Report
 
     report = Report()
-    for source in sources(places, o.get("encoding")):
-        yield from read(source, report, o.get("format"), o.get("text_separator"), as_text).records
+    for source in sources(places, o.get("encoding"), report):
+        reading = read(source, report, o.get("format"), o.get("text_separator"), as_text=only == "texts")
+        if not (source.in_folder and reading.is_left_out(only, report)):
+            yield from reading.records
     for line in report.lines():
         say(f"note: {line}")
 
@@ -68,9 +70,9 @@ def check_command(places: tuple[Path, ...], **o: Any) -> None:
     from gpt2chat.checking import Check
     from gpt2chat.conversation import template_named
 
-    found, heldout = sources(places, o["encoding"]), sources(o["heldout"], o["encoding"])
     shape = _shape(o["model"])
     check = Check(template_named(o["template"]), o["max_length"], o["show"])
+    found, heldout = (sources(each, o["encoding"], check.report) for each in (places, o["heldout"]))
     fixed = {} if o["fix"] is None else _fix(check, found, o["fix"], o["format"])
     if o["fix"] is None:
         for source in found:
@@ -185,7 +187,8 @@ def convert_command(source: Path, target: Path, to: str, **o: Any) -> None:
     """
     from gpt2chat.formats.writers import write
 
-    count = write(_records((source,), as_text=to == "text", **o), target, to)
+    only = "texts" if to == "text" else "conversations"
+    count = write(_records((source,), only, **o), target, to)
     say(f"wrote {count} records to {target}")
 
 

@@ -11,17 +11,21 @@ import click
 
 if TYPE_CHECKING:
     from gpt2chat.formats import Source
+    from gpt2chat.records import Report
 
 
-def sources(places: Iterable[Path], encoding: str | None) -> list[Source]:
-    """Return the files of places: files, folders, patterns, and `-` for standard input."""
+def sources(places: Iterable[Path], encoding: str | None, report: Report) -> list[Source]:
+    """Return the files of places: files, folders, patterns, and `-` for standard input.
+
+    What else is in a folder is noted in `report`.
+    """
     from gpt2chat.cli.terminal import kept_input
     from gpt2chat.formats import Source, expand
 
     found: list[Source] = []
     for place in places:
         stdin = str(place) == "-"
-        found += [Source(kept_input(), encoding, "standard input")] if stdin else expand([place], encoding)
+        found += [Source(kept_input(), encoding, "standard input")] if stdin else expand([place], encoding, report)
     return found
 
 

@@ -66,7 +66,8 @@ class _Data:
 def make_plan(options: dict[str, Any]) -> Plan:
     """Read data and model, choose what was left open, and check all of it before the first step."""
     _check(options)
-    files, report, places = RunFiles(options["save_path"]), Report(), _sources(options)
+    files, report = RunFiles(options["save_path"]), Report()
+    places = _sources(options, report)
     _spare_the_data(files, (source for source, _ in places))
     library, hashes = _read(options, places, report)
     if not options["dry_run"]:
@@ -169,11 +170,11 @@ def _read(
     return library, hashes
 
 
-def _sources(options: dict[str, Any]) -> list[tuple[Source, str | None]]:
+def _sources(options: dict[str, Any], report: Report) -> list[tuple[Source, str | None]]:
     """Return the data files, each with the only kind of records it may hold."""
     encoding, found = options["encoding"], list[tuple[Source, str | None]]()
     for option, only in (("conversation_file", "conversations"), ("text_file", "texts"), ("data", None)):
-        found += [(source, only) for source in sources(options[option], encoding)]
+        found += [(source, only) for source in sources(options[option], encoding, report)]
     return found
 
 

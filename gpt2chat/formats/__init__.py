@@ -30,11 +30,28 @@ JSON_BEGINS = re.compile(r"\s*(?:\{|\[\s*(?:[\[{\]\"]|$))")
 
 @dataclass
 class Reading:
-    """A file, the form it was found to have, and its records as they are read."""
+    """A file, the form it was found to have, and its records as they are read.
+
+    `kind` is what all of them are, "conversations" or "texts".
+    """
 
     source: Source
     form: str
+    kind: str
     records: Iterator[Record]
+
+    def is_left_out(self, only: str | None, report: Report) -> bool:
+        """Whether this is a file of a folder, but not of the `only` kind that is wanted; then `report` notes it.
+
+        Raises DataError for a file of the other kind that was named itself.
+        """
+        if only in (None, self.kind):
+            return False
+        if not self.source.in_folder:
+            option = "--text_file" if self.kind == "texts" else "--conversation_file"
+            raise DataError(f"{self.source.name}: found {self.form}, which goes to {option}")
+        report.add(f"files of {self.kind} in a folder of {only}, left out", self.source.name)
+        return True
 
 
 class Library:
@@ -48,19 +65,18 @@ class Library:
         self._seen: set[object] = set()
 
     def add(self, source: Source, only: str | None = None) -> None:
-        """Read a file; with `only` ("conversations" or "texts") the other kind is a DataError."""
+        """Read a file; with `only` ("conversations" or "texts") the other kind is left out, or a DataError."""
         reading = read(source, self.report, self.wanted, self.separator, as_text=only == "texts")
-        count = 0
+        if reading.is_left_out(only, self.report):
+            return
+        count, kept = 0, self.texts if reading.kind == "texts" else self.conversations
         for record in reading.records:
-            kind, other = ("texts", "text") if isinstance(record.content, str) else ("conversations", "conversation")
-            if only not in (None, kind):
-                raise DataError(f"{record.place}: found {reading.form}, which goes to --{other}_file")
             count += 1
             if record.content in self._seen:
-                self.report.add(f"{kind} that repeat an earlier one, used once", record.place)
+                self.report.add(f"{reading.kind} that repeat an earlier one, used once", record.place)
                 continue
             self._seen.add(record.content)
-            (self.texts if kind == "texts" else self.conversations).append(record)
+            kept.append(record)
         self.found.append(f"{source.name}: {reading.form}, {count} record{'s' * (count != 1)}")
 
 
@@ -104,12 +120,14 @@ def read(
         form = {"\t": "TSV", ",": "CSV"}.get(parted, f"table with {parted}")
         return _rows(source, report, form, read_table(source, parted), kind, faults)
     if wanted == "chatml" or (wanted is None and not as_text and is_chatml(lines)):
-        return Reading(source, "ChatML", _conversations(source, read_chatml(source), report, faults))
+        return Reading(source, "ChatML", "conversations", _conversations(source, read_chatml(source), report, faults))
     if wanted == "transcript" or (wanted is None and not as_text and is_transcript(lines)):
-        return Reading(source, "transcript", _conversations(source, read_transcript(source), report, faults))
+        return Reading(
+            source, "transcript", "conversations", _conversations(source, read_transcript(source), report, faults)
+        )
     if kind not in (None, "text"):
         raise DataError(f"{source.name}: expected {kind} in JSON or a table, found neither")
-    return Reading(source, "text", _texts(source, report, separator, faults))
+    return Reading(source, "text", "texts", _texts(source, report, separator, faults))
 
 
 def _rows(
@@ -136,7 +154,8 @@ def _rows(
         for number, (line, row) in enumerate(itertools.chain(head, rows), 1)
     )
     records = _sound(placed, lambda row, place: read_row(row, kind, place, report), faults)
-    return Reading(source, f"{_named(kind)} in {form}", records)
+    holds = "texts" if kind.name == "text" else "conversations"
+    return Reading(source, f"{_named(kind)} in {form}", holds, records)
 
 
 def _kind(row: object, place: str, wanted: str | None) -> Kind | DataError:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gpt2chat.errors import ConfigError, DataError
-from gpt2chat.records import Faults
+from gpt2chat.records import Faults, Report
 
 HEAD = 1 << 16  # characters
 PIECE = 1 << 20  # bytes that are decoded at a time
@@ -37,13 +37,15 @@ BOMS = (  # of UTF-32 before those of UTF-16, with which they begin
 class Source:
     """A file to read; `encoding` None is UTF-8, or what a byte-order mark says.
 
-    With `faults`, lines that are not UTF-8 are noted there and read as cp1252.
+    With `faults`, lines that are not UTF-8 are noted there and read as cp1252. `in_folder` says that the folder was
+    named, not the file.
     """
 
     path: Path
     encoding: str | None = None
     label: str = ""
     faults: Faults | None = None
+    in_folder: bool = False
 
     @property
     def name(self) -> str:
@@ -145,8 +147,11 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def expand(places: Sequence[str | Path], encoding: str | None = None) -> list[Source]:
-    """Return the files of paths, folders (all data files in them) and patterns; raises DataError for none."""
+def expand(places: Sequence[str | Path], encoding: str | None = None, report: Report | None = None) -> list[Source]:
+    """Return the files of paths, folders (all data files in them) and patterns; raises DataError for none.
+
+    What else is in a folder is noted in `report`.
+    """
     sources: list[Source] = []
     for place in places:
         path = Path(place)
@@ -155,7 +160,7 @@ def expand(places: Sequence[str | Path], encoding: str | None = None) -> list[So
         except (OSError, ValueError) as error:  # a name too long for a file system, a NUL
             raise DataError(f"{place}: cannot be a file name: {error}") from None
         if folder:
-            sources += [Source(file, encoding) for file in _inside(path)]
+            sources += [Source(file, encoding, in_folder=True) for file in _inside(path, report or Report())]
         elif there:
             sources.append(Source(path, encoding))
         else:
@@ -163,8 +168,16 @@ def expand(places: Sequence[str | Path], encoding: str | None = None) -> list[So
     return sources
 
 
-def _inside(folder: Path) -> list[Path]:
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and _is_data(file)]
+def _inside(folder: Path, report: Report) -> list[Path]:
+    there = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
+    files = [file for file in there if _is_data(file)]
+    for file in there:
+        if not _is_data(file):
+            report.add("files of folders that are not named as data is, left out", str(file))
     if not files:
         raise DataError(f"{folder}: expected data files ({', '.join(SUFFIXES)}, also .gz and .xz) in it, found none")
     return files
@@ -174,7 +187,7 @@ def _is_data(file: Path) -> bool:
     name = file.name.lower()
     for end in (".gz", ".xz"):
         name = name.removesuffix(end)
-    return name.endswith(SUFFIXES) and not any(part.startswith(".") for part in file.parts)
+    return name.endswith(SUFFIXES)
 
 
 def _matching(pattern: str) -> list[str]:
