@@ -37,7 +37,8 @@ class Fault:
     """What goes wrong, how often, with the requests whose method and path fit.
 
     `cut` ends the connection after so many bytes of the body, `reset` tears it; `stall` holds it there until
-    `go_on` is set; `body` and `length` stand in for the content and its stated length.
+    `go_on` is set; `body` and `length` stand in for the content and its stated length (-1: none is stated), `headers`
+    for those that would be sent; `whole` answers a request for a part with everything.
     """
 
     method: str = ""
@@ -50,13 +51,17 @@ class Fault:
     stall: bool = False
     body: bytes | None = None
     length: int | None = None
+    whole: bool = False
 
 
 class Hub:
     """Repositories, the faults planted in front of them, and everything that was asked.
 
-    Large files are answered by a second server, at a signed address, as those in LFS are.
+    Large files are answered by a second server, at a signed address, as those in LFS are. With `xet` the first one
+    offers them by Xet too, as the hub does; with `own_names` their ETag is not the SHA-256, as on some mirrors.
     """
+
+    xet = own_names = False
 
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
@@ -195,8 +200,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send(200, content, {"X-Repo-Commit": sha, "ETag": f'"{known["blobId"]}"'})
             return
         digest = known["lfs"]["sha256"]
-        headers = {"X-Repo-Commit": sha, "X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content))}
-        place = f"{self.server.hub.store}/stored/{digest}?X-Amz-Signature={SIGNATURE}&x-id=GetObject"
+        hub, etag = self.server.hub, f'"{known["blobId"] if self.server.hub.own_names else digest}"'
+        headers = {"X-Repo-Commit": sha, "X-Linked-Etag": etag, "X-Linked-Size": str(len(content))}
+        if hub.xet:
+            headers |= {"X-Xet-Hash": digest, "X-Xet-Refresh-Route": f"{hub.endpoint}/xet-read-token/{sha}"}
+        place = f"{hub.store}/stored/{digest}?X-Amz-Signature={SIGNATURE}&x-id=GetObject"
         self.send(302, b"Found", {**headers, "Location": place})
 
     def send_stored(self, digest: str) -> None:
@@ -216,14 +224,16 @@ class Handler(BaseHTTPRequestHandler):
         headers = dict(headers or {})
         if status == 200:
             headers["Accept-Ranges"] = "bytes"
-        if status == 200 and (wanted := self.headers.get("Range")):
+        if status == 200 and (wanted := self.headers.get("Range")) and not fault.whole:
             first = int(wanted.removeprefix("bytes=").rstrip("-"))
-            headers["Content-Range"] = f"bytes {first}-{len(body) - 1}/{len(body)}"
-            status, body = 206, body[first:]
+            status = 206 if first < len(body) else 416
+            headers["Content-Range"] = f"bytes {first}-{len(body) - 1}/{len(body)}" if status == 206 else "bytes */0"
+            body = body[first:]
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in {**headers, **fault.headers}.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body) if fault.length is None else fault.length))
+        if fault.length != -1:
+            self.send_header("Content-Length", str(len(body) if fault.length is None else fault.length))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body[: fault.cut])

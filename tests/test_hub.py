@@ -1,12 +1,17 @@
-"""Weights come from the hub whole, or one line says why not; what a failure leaves does not disturb the next try."""
+"""Weights come from the hub whole, or one line says why not; the next try goes on with what a failure left."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +20,9 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from helpers_cli import environment, invoke, spawn
-from helpers_hub import SIGNATURE, Hub, commit
+from helpers_hub import SIGNATURE, Hub, commit, facts
 from helpers_weights import plain, reference
 from huggingface_hub import close_session, constants
 from transformers import GPT2LMHeadModel
@@ -112,7 +118,7 @@ def loads(model: GPT2LMHeadModel, name: str = NAME) -> None:
 
 
 def fails(cache: Path, *expected: str, name: str = NAME) -> None:
-    """One line names the model and the reason, without the token or a signed address; nothing unfinished is left."""
+    """One line names the model and the reason, without the token or a signed address."""
     result = invoke("inspect", name)
     assert SECRET not in result.stdout + result.stderr
     assert SIGNATURE not in result.stderr
@@ -120,17 +126,42 @@ def fails(cache: Path, *expected: str, name: str = NAME) -> None:
     assert result.stderr.startswith("error: model: ") and result.stderr.count("\n") == 1, result.stderr
     for text in (repr(name), *expected):
         assert text in result.stderr
-    assert not list(cache.rglob("*.incomplete"))
+    assert len(begun(cache)) <= 1  # what the next try goes on with
+
+
+def begun(cache: Path) -> list[Path]:
+    """The files that are not yet whole."""
+    return list(cache.rglob("*.incomplete"))
+
+
+def ranges(hub: Hub) -> list[str | None]:
+    """What was asked of the content of large files: the parts, or None for all."""
+    return [request.range for request in hub.asked("GET", STORE)]
+
+
+def part(cache: Path, content: bytes, whole: bytes) -> Path:
+    """What an earlier process left of a large file."""
+    blobs = cache / "models--someone--small" / "blobs"
+    blobs.mkdir(parents=True)
+    path = blobs / f"{hashlib.sha256(whole).hexdigest()}.incomplete"
+    path.write_bytes(content)
+    return path
 
 
 # -- what is there -------------------------------------------------------------------------------------------------
 
 
-def test_the_second_start_downloads_nothing(hub: Hub, models: list[GPT2LMHeadModel]) -> None:
+def test_the_second_start_downloads_nothing(
+    hub: Hub, models: list[GPT2LMHeadModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    compute = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda data, kind: (read.append(kind), compute(data, kind))[1])
     loads(models[0])
     assert len(hub.asked("GET", STORE)) == 1
     hub.requests.clear()
     loads(models[0])
+    assert read == ["sha256"]  # once, for the weights
     assert [(r.method, r.path) for r in hub.requests] == [("GET", f"/api/models/{NAME}?blobs=true")]
 
 
@@ -250,10 +281,25 @@ def test_a_busy_hub_is_asked_again_after_the_pause_it_wants(
     hub: Hub,
     models: list[GPT2LMHeadModel],
     waits: list[float],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     hub.plant(method, part, times=1, status=status, headers=headers)
     loads(models[0])
     assert waits == [pause]
+    assert caplog.messages == ([f"{hub.endpoint} asks to wait {pause} seconds"] if headers else [])
+
+
+def test_a_pause_of_our_own_is_told_too(
+    hub: Hub, models: list[GPT2LMHeadModel], waits: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.plant("GET", "/api/", times=2, status=502)
+    hub.plant("GET", STORE, times=2, cut=0)
+    loads(models[0])
+    assert waits == [1, 2, 1, 2]
+    assert caplog.messages == [
+        f"{hub.endpoint} answers 502: trying again in 2 seconds",
+        f"the connection to {hub.endpoint} broke off: trying again in 2 seconds",
+    ]
 
 
 @pytest.mark.parametrize("method, part", [("GET", "/api/"), ("HEAD", "model.safe"), ("GET", STORE)])
@@ -294,8 +340,13 @@ def test_a_full_cache_stands_in_for_a_broken_hub(
 def test_a_download_that_breaks_off_goes_on_where_it_was(cut: int, hub: Hub, models: list[GPT2LMHeadModel]) -> None:
     hub.plant("GET", STORE, times=1, cut=cut)
     loads(models[0])
-    come = cut // 2**18 * 2**18  # what the client has written down
-    assert [request.range for request in hub.asked("GET", STORE)] == [None, f"bytes={come}-" if come else None]
+    assert ranges(hub) == [None, f"bytes={cut}-" if cut else None]
+
+
+def test_an_end_that_comes_too_early_is_seen_where_no_length_is_stated(hub: Hub, models: list[GPT2LMHeadModel]) -> None:
+    hub.plant("GET", STORE, times=1, cut=10**6, length=-1)
+    loads(models[0])
+    assert ranges(hub) == [None, "bytes=1000000-"]
 
 
 def test_a_download_that_breaks_off_again_and_again_goes_on(hub: Hub, models: list[GPT2LMHeadModel]) -> None:
@@ -326,7 +377,8 @@ def test_a_body_of_another_length_is_refused(
 ) -> None:
     body = whole[0]["model.safetensors"]
     hub.plant("GET", STORE, length=length, body=body[:length])
-    fails(cache, "broke off" if length > len(body) else "cut short", "try again")
+    fails(cache, f"does not send model.safetensors as it lists it ({len(body)} bytes): try again")
+    assert begun(cache) == []
     hub.faults.clear()
     loads(models[0])
 
@@ -335,7 +387,27 @@ def test_damaged_content_is_removed(hub: Hub, cache: Path, models: list[GPT2LMHe
     body = bytearray(whole[0]["model.safetensors"])
     body[-1] ^= 1
     hub.plant("GET", STORE, times=1, body=bytes(body))
-    fails(cache, "model.safetensors was damaged on its way and removed: try again")
+    fails(cache, "model.safetensors was damaged on its way and removed: try again (its SHA-256")
+    assert begun(cache) == []
+    loads(models[0])
+
+
+def test_a_damaged_small_file_is_removed(
+    hub: Hub, cache: Path, models: list[GPT2LMHeadModel], whole: list[Files]
+) -> None:
+    content = whole[0]["config.json"]
+    hub.plant("GET", "config.json", times=1, body=content.replace(b"1", b"2", 1))
+    fails(cache, "config.json was damaged on its way and removed: try again (its blob id")
+    loads(models[0])
+    next(cache.rglob("config.json")).resolve().write_bytes(content.replace(b"1", b"2", 1))
+    fails(cache, "config.json was damaged")
+    loads(models[0])
+
+
+def test_a_hub_that_lists_no_hash_of_small_files(hub: Hub, models: list[GPT2LMHeadModel], whole: list[Files]) -> None:
+    siblings = [{"rfilename": name, **facts(name, content)} for name, content in whole[0].items()]
+    siblings = [{key: value for key, value in known.items() if key != "blobId"} for known in siblings]
+    hub.plant("GET", "/api/", body=json.dumps({"id": NAME, "sha": commit(0), "siblings": siblings}).encode())
     loads(models[0])
 
 
@@ -424,24 +496,253 @@ def test_a_disk_that_fills_up_is_told(
         subprocess.run(["umount", str(cache)], check=True)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_a_killed_download_starts_anew_and_its_rest_is_swept_up_later(
-    hub: Hub, cache: Path, models: list[GPT2LMHeadModel], tmp_path: Path
+def test_what_is_there_of_a_file_needs_no_room(
+    hub: Hub, cache: Path, models: list[GPT2LMHeadModel], whole: list[Files], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.plant("GET", STORE, times=1, cut=10**6, stall=True)
+    body = whole[0]["model.safetensors"]
+    part(cache, body[: 2 * 10**6], body)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
+    loads(models[0])
+    assert ranges(hub) == ["bytes=2000000-"]
+
+
+def test_without_links_a_file_is_kept_once(
+    hub: Hub, cache: Path, models: list[GPT2LMHeadModel], whole: list[Files], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True)
+    loads(models[0])
+    size = len(whole[0]["model.safetensors"])
+    assert sum(path.stat().st_size >= size for path in cache.rglob("*") if path.is_file()) == 1
+    loads(models[0])
+    assert len(ranges(hub)) == 1
+
+
+# -- what an earlier process left ----------------------------------------------------------------------------------
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals")
+
+
+@contextlib.contextmanager
+def another(hub: Hub, cache: Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own that loads the model."""
     child = environment(HF_ENDPOINT=hub.endpoint, HF_HOME=str(cache.parent), HF_HUB_OFFLINE="0", HF_TOKEN=SECRET)
     command = [sys.executable, "-m", "gpt2chat", "inspect", NAME]
-    with subprocess.Popen(command, cwd=tmp_path, env=child, stderr=subprocess.PIPE, text=True) as process:
-        assert hub.stalled.wait(60)
-        process.terminate()
-        shown = process.communicate(timeout=60)[1]
+    with subprocess.Popen(
+        command, cwd=folder, env=child, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for(hub: Hub, cache: Path, size: int) -> None:
+    """Wait until a download has come so far and stands still."""
+    pause = threading.Event()
+    assert hub.stalled.wait(60)
+    for _ in range(6000):
+        if begun(cache) and begun(cache)[0].stat().st_size >= size:
+            return
+        pause.wait(0.01)
+    raise AssertionError("the bytes that were sent are not in the cache")
+
+
+@posix
+@pytest.mark.parametrize("stop", ["SIGKILL", "SIGTERM", "SIGINT"])
+def test_a_download_that_was_stopped_goes_on_in_the_next_process(
+    stop: str, hub: Hub, cache: Path, models: list[GPT2LMHeadModel], tmp_path: Path
+) -> None:
+    hub.plant("GET", STORE, times=1, cut=2**20, stall=True)
+    with another(hub, cache, tmp_path) as process:
+        wait_for(hub, cache, 2**20 - 2**14)
+        process.send_signal(getattr(signal, stop))
+        shown = process.communicate(timeout=60)
     hub.go_on.set()
-    assert process.returncode == -signal.SIGTERM
-    assert shown == ""
-    rest = list(cache.rglob("*.incomplete"))
-    assert len(rest) == 1
+    assert process.returncode == (130 if stop == "SIGINT" else -getattr(signal, stop))
+    assert SECRET not in "".join(shown) and "Traceback" not in shown[1]
+    had = begun(cache)[0].stat().st_size
     loads(models[0])
-    assert rest[0].exists()  # it could be another program's
-    os.utime(rest[0], (time.time() - 7200,) * 2)
+    assert ranges(hub) == [None, f"bytes={had}-"]
+    assert begun(cache) == []
+    assert all(request.authorization is None for request in hub.asked("GET", STORE))
+    assert all(request.authorization == f"Bearer {SECRET}" for request in hub.asked("GET", "/resolve/"))
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_download_that_was_given_up_goes_on_at_the_next_try(
+    reset: bool, hub: Hub, cache: Path, models: list[GPT2LMHeadModel]
+) -> None:
+    hub.plant("GET", STORE, times=1, cut=10**6)
+    hub.plant("GET", STORE, cut=0, reset=reset)
+    fails(cache, "broke off", "try again")
+    hub.faults.clear()
+    hub.requests.clear()
     loads(models[0])
-    assert not rest[0].exists()
+    assert ranges(hub) == ["bytes=1000000-"]
+
+
+@posix
+def test_a_process_waits_for_another_and_takes_over_from_it(
+    hub: Hub, cache: Path, models: list[GPT2LMHeadModel], tmp_path: Path
+) -> None:
+    hub.plant("GET", STORE, times=1, cut=2**20, stall=True)
+    with another(hub, cache, tmp_path) as first:
+        wait_for(hub, cache, 2**20 - 2**14)
+        with another(hub, cache, tmp_path) as second:
+            assert second.stderr is not None
+            assert "another program is downloading model.safetensors: waiting" in second.stderr.readline()
+            first.kill()
+            had = begun(cache)[0].stat().st_size
+            shown = second.communicate(timeout=60)
+    hub.go_on.set()
+    assert second.returncode == 0 and shown[0].startswith(f"model      {NAME}: ") and shown[1] == ""
+    assert ranges(hub) == [None, f"bytes={had}-"]
+    assert begun(cache) == []
+    loads(models[0])
+
+
+def test_what_another_program_has_fetched_meanwhile_is_taken(
+    hub: Hub, cache: Path, models: list[GPT2LMHeadModel], whole: list[Files], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = whole[0]["model.safetensors"]
+    left = part(cache, body[:1000], body)
+    lock = cache / ".locks" / "models--someone--small" / f"{left.stem}.lock"
+    lock.parent.mkdir(parents=True)
+    told: list[str] = []
+
+    theirs = FileLock(lock, thread_local=False)
+
+    def finish() -> None:
+        left.with_suffix("").write_bytes(body)
+        theirs.release()
+
+    def tell(line: str) -> None:
+        told.append(line)
+        threading.Timer(0.2, finish).start()
+
+    monkeypatch.setattr(logging.getLogger("gpt2chat.pretrained.transfer"), "warning", tell)
+    with theirs:
+        loads(models[0])
+    assert told == [f"another program is downloading model.safetensors: waiting for it to end ({lock})"]
+    assert ranges(hub) == []
+
+
+@pytest.mark.parametrize("had", [0, 1, 10**6, -1])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_hub_may_take_no_notice_of_what_is_there(
+    had: int, ignored: bool, hub: Hub, cache: Path, models: list[GPT2LMHeadModel], whole: list[Files]
+) -> None:
+    body = whole[0]["model.safetensors"]
+    left = part(cache, body[:had], body)
+    hub.plant("GET", STORE, times=1, whole=ignored, cut=10)
+    hub.plant("GET", STORE, whole=ignored)
+    first = left.stat().st_size
+    loads(models[0])
+    then = max(first, 10) if ignored else first + 10
+    assert ranges(hub)[0] == (f"bytes={first}-" if first else None)
+    assert ranges(hub)[1:] == ([f"bytes={then}-"] if then < len(body) else [])
+    assert next(cache.rglob("model.safetensors")).read_bytes() == body
+
+
+def test_all_of_a_file_is_there(hub: Hub, cache: Path, models: list[GPT2LMHeadModel], whole: list[Files]) -> None:
+    part(cache, whole[0]["model.safetensors"], whole[0]["model.safetensors"])
+    loads(models[0])
+    assert ranges(hub) == []
+
+
+def test_more_is_there_than_the_file_has(
+    hub: Hub, cache: Path, models: list[GPT2LMHeadModel], whole: list[Files]
+) -> None:
+    part(cache, whole[0]["model.safetensors"] + b"more", whole[0]["model.safetensors"])
+    loads(models[0])
+    assert ranges(hub) == [None]
+
+
+def test_what_is_there_is_of_another_file(
+    hub: Hub, cache: Path, models: list[GPT2LMHeadModel], whole: list[Files]
+) -> None:
+    body = whole[0]["model.safetensors"]
+    part(cache, b"x" * 10**6, body)
+    fails(cache, "model.safetensors was damaged on its way and removed: try again")
+    assert begun(cache) == []
+    loads(models[0])
+    assert ranges(hub) == ["bytes=1000000-", None]
+
+
+@pytest.mark.parametrize("place", ["bytes 0-9/10", "bytes 1000000-1999999/2000000", "bytes 5-999999/{size}", "", "?"])
+def test_a_part_that_was_not_asked_for_is_not_taken(
+    place: str, hub: Hub, cache: Path, models: list[GPT2LMHeadModel], whole: list[Files]
+) -> None:
+    body = whole[0]["model.safetensors"]
+    part(cache, body[: 10**6], body)
+    hub.plant("GET", STORE, times=1, headers={"Content-Range": place.format(size=len(body))})
+    fails(cache, "does not send model.safetensors as it lists it")
+    assert begun(cache) == []
+    loads(models[0])
+    assert ranges(hub) == ["bytes=1000000-", None]
+
+
+@pytest.mark.parametrize("had", [0, 10**6])
+def test_a_part_that_cannot_be_had_is_told_and_the_next_try_is_clean(
+    had: int, hub: Hub, cache: Path, models: list[GPT2LMHeadModel], whole: list[Files]
+) -> None:
+    body = whole[0]["model.safetensors"]
+    if had:
+        part(cache, body[:had], body)
+    hub.plant("GET", STORE, times=1, status=416)
+    fails(cache, "does not send model.safetensors as it lists it")
+    assert begun(cache) == []
+    loads(models[0])
+
+
+def test_a_page_instead_of_the_rest_costs_nothing_of_what_is_there(
+    hub: Hub, cache: Path, models: list[GPT2LMHeadModel], whole: list[Files]
+) -> None:
+    body = whole[0]["model.safetensors"]
+    part(cache, body[: 10**6], body)
+    hub.plant("GET", STORE, times=1, body=b"<html>Please log in to this network</html>", whole=True)
+    fails(cache, "does not send model.safetensors as it lists it")
+    loads(models[0])
+    assert ranges(hub) == ["bytes=1000000-"] * 2
+
+
+def test_what_nobody_comes_back_to_is_swept_up(
+    hub: Hub, cache: Path, models: list[GPT2LMHeadModel], whole: list[Files]
+) -> None:
+    body = whole[0]["model.safetensors"]
+    wanted = part(cache, body[: 10**6], body)
+    old, new = (wanted.with_name(name) for name in ("old.1234.incomplete", "new.incomplete"))
+    for path in (old, new):
+        path.write_bytes(b"of another version")
+    for path in (wanted, old):
+        os.utime(path, (time.time() - 30 * 24 * 3600,) * 2)
+    loads(models[0])
+    assert ranges(hub) == ["bytes=1000000-"]
+    assert begun(cache) == [new]
+
+
+# -- other ways to a file ------------------------------------------------------------------------------------------
+
+
+def test_an_offer_of_xet_changes_nothing(
+    hub: Hub, models: list[GPT2LMHeadModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.xet = True
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    hub.plant("GET", STORE, times=1, cut=10**6)
+    loads(models[0])
+    assert ranges(hub) == [None, "bytes=1000000-"]
+    assert hub.asked("GET", "/xet-") == []
+
+
+def test_a_mirror_with_names_of_its_own_is_left_to_the_client(
+    hub: Hub, cache: Path, models: list[GPT2LMHeadModel], whole: list[Files]
+) -> None:
+    hub.own_names = True
+    body = bytearray(whole[0]["model.safetensors"])
+    body[-1] ^= 1
+    hub.plant("GET", STORE, times=1, body=bytes(body))
+    fails(cache, "model.safetensors was damaged on its way and removed: try again")
+    loads(models[0])
+    loads(models[0])
+    assert ranges(hub) == [None, None]

@@ -1,8 +1,8 @@
 """The Hugging Face hub: a repository's name -> a folder of its cache with config and weights.
 
-The hub's client does the transfer (HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they
-always mean); this module chooses the files, looks at the disk first, checks the hashes and says in one line what went
-wrong.
+The hub's client keeps the cache (HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they always
+mean), `transfer` brings in the large files; this module chooses the files, looks at the disk first and says in one line
+what went wrong.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import hashlib
 import logging
 import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from gpt2chat.errors import WeightsError
+from gpt2chat.pretrained import transfer
 from gpt2chat.pretrained.places import read_json
 
 if TYPE_CHECKING:
@@ -35,10 +35,7 @@ CHOICES = (
     ("adapter_config.json", r"adapter_model\.safetensors"),
     ("adapter_config.json", r"adapter_model\.bin"),
 )
-TRIES, LONGEST_WAIT = 4, 60.0  # for the list of files and for each file; seconds between two of them
-BROKEN = ("ReadError", "RemoteProtocolError")  # a connection that ended too early, as the client calls it
-ABANDONED = 3600.0  # seconds after which nobody writes to an unfinished file any more
-Answer = TypeVar("Answer")
+ABANDONED = 7 * 24 * 3600.0  # seconds after which nobody comes back to an unfinished file of another version
 
 
 def is_repository(name: str) -> bool:
@@ -71,16 +68,20 @@ def download(repository: str, name: str) -> Path:
 def _fetch(repository: str, revision: str, name: str) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
 
-    api = HfApi()
-    info = _retrying(lambda: api.model_info(repository, revision=revision or None, files_metadata=True, timeout=20))
+    api, asked = HfApi(), revision or None
+    info = transfer.retrying(lambda: api.model_info(repository, revision=asked, files_metadata=True, timeout=20))
+    commit = str(info.sha)
     chosen = _choose({sibling.rfilename: sibling for sibling in info.siblings or []}, name, repository)
-    _sweep(repository)
-    _check_room(chosen, repository, str(info.sha), name)
+    absent = [file for file in chosen if not _is_here(file, repository, commit)]
+    _sweep(repository, absent)
+    _check_room(absent, repository, name)
     for file in chosen:
-        path = Path(_retrying(functools.partial(hf_hub_download, repository, file.rfilename, revision=info.sha)))
-        _check_hash(path, file, name)
-    if revision != info.sha:
-        _remember(repository, revision or "main", str(info.sha))
+        if file.lfs and file.size and file in absent:
+            transfer.fetch(repository, file, commit, name)
+        path = Path(transfer.retrying(functools.partial(hf_hub_download, repository, file.rfilename, revision=commit)))
+        _check(path, file, repository, name)
+    if revision != commit:
+        _remember(repository, revision or "main", commit)
     return path.parent
 
 
@@ -97,31 +98,28 @@ def _choose(files: dict[str, RepoSibling], name: str, repository: str) -> list[R
     )
 
 
-def _folder(repository: str) -> Path:
-    """Return where the cache keeps a repository."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
+def _is_here(file: RepoSibling, repository: str, commit: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
 
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    return isinstance(try_to_load_from_cache(repository, file.rfilename, revision=commit), str)
 
 
-def _sweep(repository: str) -> None:
-    """Remove what killed downloads left behind: the client begins a file anew under another name."""
-    for path in (_folder(repository) / "blobs").glob("*.*.incomplete"):
+def _sweep(repository: str, wanted: list[RepoSibling]) -> None:
+    """Remove what killed downloads of other versions, or of other programs, left behind long ago."""
+    parts = {transfer.part_of(transfer.blob_of(repository, file)).name for file in wanted if file.lfs}
+    for path in (transfer.folder_of(repository) / "blobs").glob("*.incomplete"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > ABANDONED:
+            if path.name not in parts and time.time() - path.stat().st_mtime > ABANDONED:
                 path.unlink()
 
 
-def _check_room(files: list[RepoSibling], repository: str, commit: str, name: str) -> None:
+def _check_room(files: list[RepoSibling], repository: str, name: str) -> None:
     """Compare what is still to come with the free space of the cache's disk."""
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import constants
 
-    def is_here(file: RepoSibling) -> bool:
-        return isinstance(try_to_load_from_cache(repository, file.rfilename, revision=commit), str)
-
-    absent = [file for file in files if not is_here(file)]
-    needed = sum(file.size or 0 for file in absent)
+    blobs = [transfer.blob_of(repository, file) for file in files if file.lfs]
+    had = sum(transfer.size_of(place) for blob in blobs for place in (blob, transfer.part_of(blob)))
+    needed = sum(file.size or 0 for file in files) - had
     cache = Path(constants.HF_HUB_CACHE)
     place = next(folder for folder in (cache, *cache.parents) if folder.exists())
     free = shutil.disk_usage(place).free
@@ -132,30 +130,21 @@ def _check_room(files: list[RepoSibling], repository: str, commit: str, name: st
         )
 
 
-def _check_hash(path: Path, file: RepoSibling, name: str) -> None:
-    """Compare a file with the hub's SHA-256 once; a file that differs is removed from the cache."""
-    expected = file.lfs.sha256 if file.lfs else None
+def _check(path: Path, file: RepoSibling, repository: str, name: str) -> None:
+    """Compare a file with the hub's hash: a small one each time, a large one once."""
     blob = path.resolve()
-    checked = blob.with_name(blob.name + ".verified")
-    if expected is None or checked.exists():
+    if file.lfs and transfer.is_marked(blob):
         return
-    with blob.open("rb") as data:
-        found = hashlib.file_digest(data, "sha256").hexdigest()
-    if found == expected:
-        with contextlib.suppress(OSError):
-            checked.touch()
-        return
-    path.unlink()
-    blob.unlink(missing_ok=True)
-    raise WeightsError(
-        f"model: {name!r}: {file.rfilename} was damaged on its way and removed: try again (its SHA-256 begins with "
-        f"{found[:12]}, expected {expected[:12]})"
-    )
+    transfer.check(path, file, name)
+    if file.lfs:
+        transfer.mark(blob)
+        if not path.is_symlink():  # where links are not to be had, the client copied the blob
+            transfer.blob_of(repository, file).unlink(missing_ok=True)
 
 
 def _remember(repository: str, revision: str, commit: str) -> None:
     """Note in the cache which commit a branch was at, as the client does, so that it is found offline."""
-    place = _folder(repository) / "refs" / revision
+    place = transfer.folder_of(repository) / "refs" / revision
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(commit)
@@ -185,60 +174,6 @@ def _is_complete(folder: Path) -> bool:
     return any("-of-" not in name for name in weights)
 
 
-def _retrying(ask: Callable[[], Answer]) -> Answer:
-    """Ask again when the hub is busy or the connection breaks, after the pause it asks for."""
-    for number in range(TRIES):
-        try:
-            with _own_pauses():
-                return ask()
-        except Exception as error:
-            wait = _pause(error, float(2**number))
-            if number == TRIES - 1 or wait is None or wait > LONGEST_WAIT:
-                raise
-        time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
-
-
-def _pause(error: Exception, usual: float) -> float | None:
-    """Return how long to wait before the next try; None when there is no use in one."""
-    response = _response(error)
-    if response is None:
-        return usual if type(error).__name__ == "ReadError" else None
-    if response.status_code == 429 or response.status_code >= 500:
-        return _retry_after(response.headers) or usual
-    return None
-
-
-def _response(error: Exception) -> Any:
-    """Return the hub's answer in an error or in its cause, if there was one."""
-    found = (getattr(each, "response", None) for each in (error, error.__cause__))
-    return next((response for response in found if response is not None), None)
-
-
-@contextlib.contextmanager
-def _own_pauses() -> Iterator[None]:
-    """Pass on what a busy hub answers at once: the client alone would sleep, silently, as long as it is told to."""
-    from huggingface_hub import get_session
-
-    def pass_on(response: Any) -> None:
-        if response.status_code == 429 or response.status_code >= 500:
-            response.raise_for_status()
-
-    hooks = get_session().event_hooks["response"]
-    hooks.append(pass_on)
-    try:
-        yield
-    finally:
-        hooks.remove(pass_on)
-
-
-def _retry_after(headers: Any) -> float | None:
-    """Return the seconds that an answer asks to wait, in either of the two ways that hubs have."""
-    limit = re.search(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d+)", str(headers.get("RateLimit", "")))
-    value = limit[1] if limit else str(headers.get("Retry-After", ""))
-    return float(value) if value.isdecimal() else None
-
-
 def _reason(error: Exception, repository: str, revision: str) -> tuple[str, bool]:
     """Return what went wrong, and whether it may pass, so that the cache is worth a look."""
     from huggingface_hub import constants
@@ -249,7 +184,9 @@ def _reason(error: Exception, repository: str, revision: str) -> tuple[str, bool
         RevisionNotFoundError,
     )
 
-    place, response = constants.ENDPOINT, _response(error)
+    place, response = constants.ENDPOINT, transfer.response_of(error)
+    if isinstance(error, transfer.WrongAnswer):
+        return f"{error}: try again", True
     if isinstance(error, HFValidationError):
         return "that cannot be the name of a repository", False
     if isinstance(error, GatedRepoError):
@@ -274,7 +211,7 @@ def _broken(error: Exception, place: str) -> tuple[str, bool]:
         return f"{constants.HF_HUB_CACHE} cannot be written ({error.strerror}): set HF_HOME to another folder", False
     if "Consistency check failed" in str(error):
         return "the download was cut short: try again", True
-    if kind in BROKEN:
+    if kind in transfer.BROKEN:
         return f"the connection to {place} broke off ({kind}): try again", True
     if isinstance(error, UnicodeEncodeError):
         return "HF_TOKEN holds characters that no token has", False
@@ -288,7 +225,7 @@ def _status(response: Any, place: str) -> tuple[str, bool]:
     if status in (401, 403):
         return f"{place} refuses access ({status}): check HF_TOKEN", False
     if status == 429:
-        wait = _retry_after(response.headers)
+        wait = transfer.retry_after(response.headers)
         return f"{place} asks to wait{f' {wait:.0f} seconds' if wait else ''} (429, too many requests)", True
     return f"{place} answers {status}", status >= 500
 
