@@ -215,7 +215,12 @@ class GPT2(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Score the vocabulary: (..., C) -> (..., V)."""
-        return F.linear(hidden, (self.wte if self.config.tie_word_embeddings else self.lm_head).weight)
+        return F.linear(hidden, self.head)
+
+    @property
+    def head(self) -> Tensor:
+        """What scores the vocabulary, (V, C): the embedding, unless it is untied."""
+        return (self.wte if self.config.tie_word_embeddings else self.lm_head).weight
 
     @property
     def device(self) -> torch.device:

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gpt2chat import checkpoint
+from gpt2chat import checkpoint, loss
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import TEMPLATES, Example, Message, render
 from gpt2chat.data import Dataset, Record, Report, collate, render_records
@@ -121,15 +121,39 @@ def test_projecting_only_the_targets_gives_the_loss_over_all_logits(seed: int) -
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("count", [1, 15, 16, 50])
+def test_the_gradient_that_is_written_over_the_scores_is_that_of_torch(
+    dtype: torch.dtype, frozen: bool, count: int
+) -> None:
+    torch.manual_seed(count)
+    hidden, weight = torch.randn(count, 24, requires_grad=True), torch.randn(300, 24).requires_grad_(not frozen)
+    labels = torch.randint(0, 300, (count,))
+    labels[::7] = IGNORE
+    scores = F.linear(hidden.to(dtype), weight.to(dtype)).float()
+    theirs = F.cross_entropy(scores, labels, ignore_index=IGNORE, reduction="sum")
+    ours = loss._CrossEntropy.apply(hidden, weight, labels, dtype)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    inputs = [hidden] if frozen else [hidden, weight]
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+    for one, other in zip(
+        torch.autograd.grad(0.3 * ours, inputs), torch.autograd.grad(0.3 * theirs, inputs), strict=True
+    ):
+        torch.testing.assert_close(one, other, **close)
+    with torch.no_grad():
+        assert loss._CrossEntropy.apply(hidden, weight, labels, dtype) == ours  # type: ignore[no-untyped-call]
+
+
 def test_a_step_projects_its_targets_and_little_more(monkeypatch: pytest.MonkeyPatch) -> None:
     model, projected = network(), list[int]()
-    project = model.logits
+    project = loss._CrossEntropy.apply
 
-    def counted(hidden: Tensor) -> Tensor:
-        projected.append(hidden.shape[:-1].numel())
-        return project(hidden)
+    def counted(hidden: Tensor, *rest: Any) -> Any:
+        projected.append(len(hidden))
+        return project(hidden, *rest)  # type: ignore[no-untyped-call]
 
-    monkeypatch.setattr(model, "logits", counted)
+    monkeypatch.setattr(loss._CrossEntropy, "apply", counted)
     mostly_given = Example([1] * 100, [False] * 97 + [True] * 3)
     [step] = run(model, TrainConfig(row_tokens=100), data=Dataset([mostly_given] * 4))
     assert (step.tokens, step.targets) == (400, 12)
