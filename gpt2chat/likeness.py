@@ -116,8 +116,10 @@ class NearRepeats:
 
     def add(self, text: str, place: str) -> None:
         """Take a text that repeats no earlier one exactly."""
+        if self.full:
+            return
         words = WORDS.findall(text.casefold())
-        if len(words) < 2 or self.full:
+        if len(words) < 2:
             return
         self._places.append(place)
         self._starts.append(len(self._grams))

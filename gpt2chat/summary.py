@@ -30,7 +30,7 @@ class Summary:
         """Count one record and what it is rendered to."""
         content = record.content
         self.counts["tokens"] += len(example.ids)
-        self.counts["learnt_tokens"] += sum(example.loss_mask)
+        self.counts["learnt_tokens"] += example.learnt
         self.used[np.asarray(example.ids)] = True
         self._length("tokens per record", len(example.ids))
         if isinstance(content, str):

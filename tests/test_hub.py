@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import logging
@@ -28,6 +29,7 @@ from huggingface_hub import close_session, constants
 from transformers import GPT2LMHeadModel
 
 from gpt2chat import pretrained
+from gpt2chat.pretrained.transfer import retry_after
 
 NAME = "someone/small"
 SECRET = "hf_theSecretThatNobodyMaySee"
@@ -300,6 +302,15 @@ def test_a_pause_of_our_own_is_told_too(
         f"{hub.endpoint} answers 502: trying again in 2 seconds",
         f"the connection to {hub.endpoint} broke off: trying again in 2 seconds",
     ]
+
+
+@pytest.mark.parametrize("kind", ["GMT", "-0000"])
+def test_a_pause_may_be_given_as_a_date(kind: str) -> None:
+    at = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=100)
+    found = retry_after({"Retry-After": at.strftime(f"%a, %d %b %Y %H:%M:%S {kind}")})
+    assert found is not None and 90 < found < 101
+    assert retry_after({"Retry-After": "Sat, 01 Jan 2000 00:00:00 GMT"}) == 0
+    assert retry_after({"Retry-After": "soon"}) is None
 
 
 @pytest.mark.parametrize("method, part", [("GET", "/api/"), ("HEAD", "model.safe"), ("GET", STORE)])

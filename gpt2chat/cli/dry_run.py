@@ -25,7 +25,7 @@ def lines(plan: Plan) -> Iterator[str]:
     data, run = plan.dataset, plan.run
     parameters = parameter_count(run.model.config)
     ids = sum(len(example.ids) for example in data.examples)
-    learnt = sum(sum(example.loss_mask) for example in data.examples)
+    learnt = sum(example.learnt for example in data.examples)
     yield f"parameters: {parameters / 1e6:.1f} million"
     yield f"tokens: {ids} in one pass, {learnt} of them learnt"
     yield f"steps: {plan.total} of up to {plan.config.batch_size} rows of {plan.config.row_tokens} tokens"

@@ -100,6 +100,8 @@ class _Window:
     def skip(self) -> str:
         """Go to the next character that is not blank and return it, "" at the end."""
         while True:
+            if self.text[self.at : self.at + 1] > " ":
+                return self.text[self.at]
             found = BLANK.match(self.text, self.at)
             end = found.end() if found else self.at
             breaks = self.text.count("\n", self.at, end)

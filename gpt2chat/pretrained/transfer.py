@@ -9,6 +9,8 @@ their own place, never appended, so that even a lock that does not lock (some ne
 from __future__ import annotations
 
 import contextlib
+import datetime
+import email.utils
 import hashlib
 import logging
 import os
@@ -237,10 +239,16 @@ def response_of(error: Exception) -> Any:
 
 
 def retry_after(headers: Any) -> float | None:
-    """Return the seconds that an answer asks to wait, in either of the two ways that hubs have."""
+    """Return the seconds that an answer asks to wait: by its rate limit, as a number or until a date (RFC 9110)."""
     limit = re.search(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d+)", str(headers.get("RateLimit", "")))
     value = limit[1] if limit else str(headers.get("Retry-After", ""))
-    return float(value) if value.isdecimal() else None
+    if value.isdecimal():
+        return float(value)
+    with contextlib.suppress(ValueError, TypeError):
+        until = email.utils.parsedate_to_datetime(value)
+        until = until if until.tzinfo else until.replace(tzinfo=datetime.UTC)
+        return max(0.0, (until - datetime.datetime.now(datetime.UTC)).total_seconds())
+    return None
 
 
 @contextlib.contextmanager
