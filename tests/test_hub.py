@@ -269,7 +269,7 @@ def test_a_token_that_cannot_be_sent(hub: Hub, cache: Path, monkeypatch: pytest.
 # -- a busy hub ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method, part", [("GET", "/api/"), ("HEAD", "model.safe"), ("GET", STORE), ("GET", "config")])
+@pytest.mark.parametrize("method, part", [("GET", "/api/models"), ("HEAD", "model.safe"), ("GET", STORE), ("GET", "config")])
 @pytest.mark.parametrize(
     "status, headers, pause",
     [(429, {"Retry-After": "7"}, 7), (429, {"RateLimit": '"api";r=0;t=8'}, 8), (500, {}, 1), (503, {}, 1)],
@@ -313,7 +313,7 @@ def test_a_pause_may_be_given_as_a_date(kind: str) -> None:
     assert retry_after({"Retry-After": "soon"}) is None
 
 
-@pytest.mark.parametrize("method, part", [("GET", "/api/"), ("HEAD", "model.safe"), ("GET", STORE)])
+@pytest.mark.parametrize("method, part", [("GET", "/api/models"), ("HEAD", "model.safe"), ("GET", STORE)])
 @pytest.mark.parametrize("headers", [{"Retry-After": "3600"}, {"RateLimit": '"resolvers";r=0;t=3600'}])
 def test_a_long_pause_is_told_and_not_made(
     headers: dict[str, str], method: str, part: str, hub: Hub, cache: Path, waits: list[float]
@@ -323,7 +323,7 @@ def test_a_long_pause_is_told_and_not_made(
     assert waits == []
 
 
-@pytest.mark.parametrize("method, part", [("GET", "/api/"), ("HEAD", "model.safe"), ("GET", STORE)])
+@pytest.mark.parametrize("method, part", [("GET", "/api/models"), ("HEAD", "model.safe"), ("GET", STORE)])
 @pytest.mark.parametrize("status", [500, 503])
 def test_a_hub_that_stays_broken_is_given_up(
     status: int, method: str, part: str, hub: Hub, cache: Path, models: list[GPT2LMHeadModel], waits: list[float]
