@@ -7,14 +7,15 @@ at any moment the old or the new file is there, whole. On the way in every recor
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -22,12 +23,11 @@ from torch import Tensor
 from gpt2chat.conversation import Message, Template
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.files import atomic_writer
-from gpt2chat.hardware import forget_pages
 from gpt2chat.model import GPT2, GPT2Config
 from gpt2chat.tokenizer import Tokenizer
+from gpt2chat.weights import Computed, Entry, as_weights, entries_of, is_finite, make
 
 MAPPING = os.name == "posix"
-PIECE = 1 << 20  # numbers that are converted or checked at a time
 FORMAT, VERSION = "gpt2chat", 2
 # What a file must hold, and of which type; `training` is None in a file that is only for use.
 FIELDS: dict[str, tuple[type, ...]] = {
@@ -55,7 +55,7 @@ class Checkpoint:
     """
 
     config: GPT2Config
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
     template: Template
     trained_length: int | None = None
     examples: list[Message] = field(default_factory=list)
@@ -67,40 +67,13 @@ class Checkpoint:
     def build_model(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> GPT2:
         """Return a network with these weights, in evaluation mode; weights of that very form are not copied."""
         model = GPT2.empty(self.config)
-        made = {name: _made(tensor, dtype, torch.device(device), self.mapped) for name, tensor in self.weights.items()}
+        made = {name: make(entry, dtype, device, self.mapped) for name, entry in entries_of(self.weights).items()}
         model.load_state_dict(made, assign=True)
         return model.requires_grad_(True).eval()
 
-
-def _made(tensor: Tensor, dtype: torch.dtype, device: torch.device, mapped: bool) -> Tensor:
-    """Return a tensor dense, in `dtype` and on `device`, read piece by piece so that two copies never meet."""
-    if tensor.dtype == dtype and tensor.device == device and tensor.is_contiguous():
-        return tensor
-    made = torch.empty(tensor.shape, dtype=dtype, device=device)
-    for target, source in zip(_pieces(made, like=tensor), _pieces(tensor), strict=True):
-        target.copy_(source)
-        if mapped:
-            forget_pages(source)
-    return made
-
-
-def _pieces(tensor: Tensor, like: Tensor | None = None) -> Sequence[Tensor]:
-    """Cut a tensor into views of rows of a few MB each, or of columns where those (of `like`) lie together."""
-    dim = int(tensor.dim() == 2 and not (tensor if like is None else like).is_contiguous())
-    return tensor.split(max(1, PIECE // max(1, tensor.numel() // tensor.size(dim))), dim)
-
-
-def equal(a: Tensor, b: Tensor, mapped: bool = False) -> bool:
-    """Whether two matrices hold the same numbers in the same type, compared piece by piece."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    for one, other in zip(_pieces(a), _pieces(b, like=a), strict=True):
-        if not torch.equal(one, other):
-            return False
-        if mapped:
-            forget_pages(one)
-            forget_pages(other)
-    return True
+    def count(self) -> int:
+        """Return the number of parameters."""
+        return sum(math.prod(entry.shape) for entry in entries_of(self.weights).values())
 
 
 def pack(weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -115,7 +88,7 @@ def pack(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     return packed
 
 
-def _unpack(name: str, stored: object) -> Tensor:
+def _unpack(name: str, stored: object) -> Entry:
     if isinstance(stored, dict):
         if set(stored) != {"int8", "scale"} or not all(isinstance(part, Tensor) for part in stored.values()):
             raise CheckpointError(f"weight {name}: expected a tensor or int8 rows with scales")
@@ -124,7 +97,7 @@ def _unpack(name: str, stored: object) -> Tensor:
         _check_tensor(f"{name} (scale)", scale, (torch.float32,))
         if rows.dim() != 2 or scale.shape != (rows.size(0), 1):
             raise CheckpointError(f"weight {name}: expected one scale per row")
-        return rows.float() * scale
+        return Computed(rows.shape, torch.float32, lambda begin, end: rows[begin:end] * scale[begin:end], (rows, scale))
     _check_tensor(name, stored, (torch.float32, torch.bfloat16, torch.float16))
     return stored  # type: ignore[return-value]
 
@@ -209,7 +182,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
-def unpickle(path: Path, mapped: bool) -> object:
+def unpickle(path: Path | BinaryIO, mapped: bool) -> object:
     """Read a file of torch.save that holds plain data and tensors; raises CheckpointError without the place."""
     try:
         with warnings.catch_warnings():
@@ -289,20 +262,19 @@ def _from_content(content: object) -> Checkpoint:
         raise CheckpointError("field history: expected rows with a step and losses")
     config = GPT2Config.from_dict(content["config"])
     weights = {name: _unpack(name, stored) for name, stored in content["weights"].items()}
-    mapped = MAPPING and not any(isinstance(stored, dict) for stored in content["weights"].values())
     length = content["trained_length"]
     if length is not None and not 0 < length <= config.n_ctx:
         raise CheckpointError(f"field trained_length: expected 1 to {config.n_ctx}, found {length}")
     return Checkpoint(
         config=config,
-        weights=check_weights(config, weights, mapped),
+        weights=as_weights(check_weights(config, weights, MAPPING)),
         template=Template.from_dict(content["template"]),
         trained_length=length,
         examples=[_message(entry) for entry in content["examples"]],
         about=content["about"],
         history=content["history"],
         training=content["training"],
-        mapped=mapped,
+        mapped=MAPPING,
     )
 
 
@@ -317,7 +289,7 @@ def _message(entry: object) -> Message:
     return Message(entry["role"], entry["content"])
 
 
-def check_weights(config: GPT2Config, weights: Mapping[str, Tensor], mapped: bool = False) -> dict[str, Tensor]:
+def check_weights(config: GPT2Config, weights: Mapping[str, Entry], mapped: bool = False) -> dict[str, Entry]:
     """Compare names and shapes with the network of `config`, and look for NaN and infinity."""
     layers = len({name.split(".")[1] for name in weights if name.startswith("h.")})
     if layers != config.n_layer:  # before a network of a claimed size is built
@@ -329,9 +301,6 @@ def check_weights(config: GPT2Config, weights: Mapping[str, Tensor], mapped: boo
     for name, shape in expected.items():
         if tuple(weights[name].shape) != shape:
             raise CheckpointError(f"weight {name}: expected shape {shape}, found {tuple(weights[name].shape)}")
-        for piece in _pieces(weights[name]):
-            if not torch.isfinite(piece).all():
-                raise CheckpointError(f"weight {name}: holds NaN or infinity")
-            if mapped:
-                forget_pages(piece)
+        if not is_finite(weights[name], mapped):
+            raise CheckpointError(f"weight {name}: holds NaN or infinity")
     return {name: weights[name] for name in expected}

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "gpt2chat"
 FLOORS = (
     {"errors", "version"},
     {"files", "hardware", "likeness", "model", "tokenizer"},
-    {"conversation", "sampling", "loss"},
+    {"conversation", "sampling", "loss", "weights"},
     {"records"},
     {"checkpoint", "data", "formats", "generation", "mending"},
     {"checking", "pretrained", "training", "evaluation"},

@@ -77,7 +77,7 @@ def make_plan(options: dict[str, Any]) -> Plan:
         base, template=_template(options["template"], base.template, bool(library.conversations))
     )
     if not options["dry_run"] and not (base.training or {}).get("finished"):
-        check_room(files, sum(tensor.numel() for tensor in base.weights.values()))
+        check_room(files, base.count())
     data = _prepare(options, base, library, report)
     if options["patience"] and not data.validation:
         raise ConfigError("patience: nothing is held out to validate on: pass --val_fraction 0.1 or more data")

@@ -18,6 +18,7 @@ from gpt2chat.pretrained import adapter, hub
 from gpt2chat.pretrained.layout import HEAD_SIZE, Weights, to_released_names, translate
 from gpt2chat.pretrained.places import Stored, read_file, read_folder
 from gpt2chat.tokenizer import Tokenizer
+from gpt2chat.weights import as_weights, entries_of, equal
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -119,9 +120,10 @@ def _load_adapted(folder: Path, name: str) -> Checkpoint:
         base = _load(_relative(place, folder), adapters=False)
     except (WeightsError, CheckpointError, ConfigError) as error:
         raise WeightsError(f"{folder}: expected its base model {place[:80]!r}: {error}") from error
-    merged = adapter.merge(folder, base.weights)
-    form = f"{merged} weights changed by a LoRA adapter on {name_of(base)}"
-    return dataclasses.replace(base, about={**base.about, "base": name, "form": form})
+    changed = adapter.merge(folder, entries_of(base.weights), base.mapped)
+    form = f"{len(changed)} weights changed by a LoRA adapter on {name_of(base)}"
+    weights = as_weights({**entries_of(base.weights), **changed})
+    return dataclasses.replace(base, weights=weights, about={**base.about, "base": name, "form": form})
 
 
 def _relative(base: str, folder: Path) -> str:
@@ -144,17 +146,17 @@ def _assemble(stored: Stored, weights: Weights, name: str) -> Checkpoint:
     head, wte = tensors.pop("lm_head.weight", None), tensors.get("wte.weight")
     if head is None and stored.config is not None and not stored.config.get("tie_word_embeddings", True):
         raise WeightsError("expected lm_head.weight, which config.json says is not the embedding, found none")
-    if head is not None and (wte is None or not checkpoint.equal(head, wte, stored.mapped)):
+    if head is not None and (wte is None or not equal(head, wte, stored.mapped)):
         tensors["lm_head.weight"] = head
         config = dataclasses.replace(config, tie_word_embeddings=False)
         notes.append("its output head is not the embedding")
-    checked = checkpoint.check_weights(config, tensors, stored.mapped)
+    checked = checkpoint.check_weights(config, {**tensors, **weights.computed}, stored.mapped)
     if config.vocab_size > vocabulary:  # rows that no text can spell, added as padding
         notes.append(f"{config.vocab_size - vocabulary} rows of padding cut off")
-        checked |= {key: checked[key][:vocabulary] for key in ("wte.weight", "lm_head.weight") if key in checked}
+        checked |= {key: tensors[key][:vocabulary] for key in ("wte.weight", "lm_head.weight") if key in checked}
         config = dataclasses.replace(config, vocab_size=vocabulary)
     about = {"base": name, "form": "; ".join(notes)}
-    return Checkpoint(config, checked, _template(stored), about=about, mapped=stored.mapped)
+    return Checkpoint(config, as_weights(checked), _template(stored), about=about, mapped=stored.mapped)
 
 
 def _config(stored: Stored, tensors: dict[str, Any]) -> GPT2Config:
@@ -224,7 +226,7 @@ def name_of(loaded: Checkpoint) -> str:
 def describe(loaded: Checkpoint) -> str:
     """Return one line about a model: where it comes from and its size."""
     c = loaded.config
-    millions = sum(tensor.numel() for tensor in loaded.weights.values()) / 1e6
+    millions = loaded.count() / 1e6
     form = f" ({loaded.about['form']})" if "form" in loaded.about else ""
     return (
         f"{name_of(loaded)}: {millions:.1f} M parameters, {c.n_layer} layers, {c.n_embd} wide, context {c.n_ctx}{form}"

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gpt2chat.errors import WeightsError
 from gpt2chat.pretrained.layout import WRAPPERS, check_dense
 from gpt2chat.pretrained.places import read_file, read_json
+from gpt2chat.weights import Computed, Entry, is_finite
 
 CONFIG = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -36,28 +37,38 @@ def base_of(folder: Path) -> str:
     return base
 
 
-def merge(folder: Path, weights: dict[str, Tensor]) -> int:
-    """Add an adapter to weights in our names, replacing those it touches; return how many. Raises WeightsError."""
+def merge(folder: Path, weights: Mapping[str, Entry], mapped: bool) -> dict[str, Computed]:
+    """Return the weights that an adapter changes, in our names; raises WeightsError."""
     config = read_json(folder / CONFIG)
     rank, scale = _rank_and_scale(config, folder / CONFIG)
     files = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not files:
         raise WeightsError(f"{folder}: expected {' or '.join(WEIGHT_FILES)} beside {CONFIG}, found neither")
-    pairs = _pairs(read_file(files[0]).tensors, files[0])
-    for name, parts in pairs.items():
+    merged: dict[str, Computed] = {}
+    for name, parts in _pairs(read_file(files[0]).tensors, files[0]).items():
         a, b, weight = parts.get("A"), parts.get("B"), weights.get(name)
         if a is None or b is None or weight is None:
             raise WeightsError(f"{files[0]}: {name}: expected lora_A, lora_B and such a weight in the base model")
-        fitting = [(rank, weight.size(-1)), (weight.size(0), rank)]
-        if weight.dim() != 2 or [tuple(a.shape), tuple(b.shape)] != fitting:
+        shape = tuple(weight.shape)
+        if len(shape) != 2 or [tuple(a.shape), tuple(b.shape)] != [(rank, shape[1]), (shape[0], rank)]:
             raise WeightsError(
-                f"{files[0]}: {name}: A {tuple(a.shape)} and B {tuple(b.shape)} do not fit {tuple(weight.shape)} "
+                f"{files[0]}: {name}: A {tuple(a.shape)} and B {tuple(b.shape)} do not fit {shape} "
                 f"with the rank {rank} of {CONFIG}"
             )
-        weights[name] = (weight.float() + scale * (b.float() @ a.float())).to(weight.dtype)
-        if not torch.isfinite(weights[name]).all():
+        merged[name] = _sum(weight, a, b, scale)
+        if not is_finite(merged[name], mapped):
             raise WeightsError(f"{files[0]}: {name}: holds NaN or infinity when it is added to the base model")
-    return len(pairs)
+    return merged
+
+
+def _sum(weight: Entry, a: Tensor, b: Tensor, scale: float) -> Computed:
+    """Return weight + scale * b a, rounded to the weight's type."""
+
+    def rows(begin: int, end: int) -> Tensor:
+        base = weight[begin:end] if isinstance(weight, Tensor) else weight.rows(begin, end)
+        return (base.float() + scale * (b[begin:end].float() @ a.float())).to(weight.dtype)
+
+    return Computed(weight.shape, weight.dtype, rows, (weight,) if isinstance(weight, Tensor) else weight.sources)
 
 
 def _rank_and_scale(config: dict[str, Any], path: Path) -> tuple[int, float]:

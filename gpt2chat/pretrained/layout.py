@@ -1,7 +1,8 @@
 """Weights as four families of programs name and lay them out -> our names and layouts.
 
 Ours are the released names with linear weights stored (out, in). Nothing is copied: a transposed or cropped tensor
-stays a view of the file it was mapped from. The family of a file is seen from its tensors, never from its name.
+stays a view of the file it was mapped from, and what is stored in parts is joined when it is needed. The family of a
+file is seen from its tensors, never from its name.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from gpt2chat.errors import WeightsError
 from gpt2chat.model import GPT2
+from gpt2chat.weights import Computed, Entry
 
 LINEAR = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 WRAPPERS = re.compile(r"^(?:(?:_orig_mod|module|model|base_model|transformer)\.)+")
@@ -29,12 +31,13 @@ class Weights:
 
     form: str
     tensors: dict[str, Tensor]
+    computed: dict[str, Computed] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     zero_biases: int = 0
 
     def describe(self) -> str:
         """Return what was read, in one line."""
-        parts = [f"{len(self.tensors)} tensors in the layout of {self.form}"]
+        parts = [f"{len(self.tensors) + len(self.computed)} tensors in the layout of {self.form}"]
         if self.zero_biases:
             parts.append(f"{self.zero_biases} biases that it does not have taken as zero")
         if self.left_out:
@@ -104,7 +107,7 @@ def _from_released_names(tensors: dict[str, Tensor]) -> Weights:
     for name, tensor in named.items():
         weights.tensors[name] = tensor.t() if conv and name.endswith(LINEAR) and tensor.dim() == 2 else tensor
     if not conv:
-        weights.zero_biases = _fill_biases(weights.tensors)
+        weights.zero_biases = _fill_biases(weights)
     return weights
 
 
@@ -137,19 +140,33 @@ def _from_rasbt(tensors: dict[str, Tensor]) -> Weights:
         if len({(part.shape, part.dtype) for part in parts.values()}) > 1 or not parts["query"].dim():
             shapes = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in parts.values())
             raise WeightsError(f"{ours}: expected query, key and value of one shape and type, found {shapes}")
-        weights.tensors[ours] = torch.cat([parts["query"], parts["key"], parts["value"]])
-    weights.zero_biases = _fill_biases(weights.tensors)
+        if ours in weights.tensors:
+            raise WeightsError(f"{ours}: stored twice, in one and as query, key and value")
+        weights.computed[ours] = _joined(parts["query"], parts["key"], parts["value"])
+    weights.zero_biases = _fill_biases(weights)
     return weights
 
 
-def _fill_biases(tensors: dict[str, Tensor]) -> int:
+def _joined(*parts: Tensor) -> Computed:
+    """Put tensors of one shape and type under each other."""
+    height, rest = parts[0].shape[0], parts[0].shape[1:]
+
+    def rows(begin: int, end: int) -> Tensor:
+        places = [n * height for n in range(len(parts))]
+        return torch.cat([p[max(0, begin - at) : max(0, end - at)] for p, at in zip(parts, places, strict=True)])
+
+    return Computed(torch.Size([height * len(parts), *rest]), parts[0].dtype, rows, parts)
+
+
+def _fill_biases(weights: Weights) -> int:
     """Add zeros for a kind of bias that no layer has, as models trained without biases; return how many."""
-    kinds = {re.sub(r"^h\.\d+\.", "", name) for name in tensors}
+    entries: dict[str, Entry] = {**weights.tensors, **weights.computed}
+    kinds = {re.sub(r"^h\.\d+\.", "", name) for name in entries}
     added = 0
-    for name in [name for name in tensors if name.endswith(".weight") and name.split(".")[0] in ("h", "ln_f")]:
+    for name in [name for name in entries if name.endswith(".weight") and name.split(".")[0] in ("h", "ln_f")]:
         bias = name.removesuffix("weight") + "bias"
         if re.sub(r"^h\.\d+\.", "", bias) not in kinds:
-            tensors[bias] = torch.zeros(tensors[name].shape[:1], dtype=tensors[name].dtype)
+            weights.tensors[bias] = torch.zeros(entries[name].shape[:1], dtype=entries[name].dtype)
             added += 1
     return added
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from gpt2chat import checkpoint
 from gpt2chat.errors import CheckpointError, WeightsError
+from gpt2chat.pretrained import legacy
 from gpt2chat.pretrained.tensorflow import BundleError, find_index, read_tensors
 
 CONFIG, INDEX = "config.json", ".index.json"
@@ -123,7 +124,7 @@ def _read_tensors(path: Path) -> dict[str, object]:
             with safe_open(os.fspath(path), framework="pt") as tensors:
                 return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a dict
         if head[:1] == b"\x80":  # what torch wrote before 2020
-            return _named(checkpoint.unpickle(path, mapped=False), path)
+            return _named(legacy.read(path), path)
     except CheckpointError as error:
         raise WeightsError(f"{path}: {error}") from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:

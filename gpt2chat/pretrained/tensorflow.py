@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gpt2chat.hardware import forget_pages
 from gpt2chat.pretrained.crc32c import crc32c, unmask
 
 MAGIC = 0xDB4775248B80FB57
@@ -195,6 +196,7 @@ def _tensor(name: str, entry: Entry, data: Tensor) -> Tensor:
     part = data[entry.offset : entry.offset + entry.size]
     if crc32c(part.numpy()) != unmask(entry.checksum):
         raise BundleError(f"tensor {name}: damaged, it does not have the checksum it was written with")
+    forget_pages(part)
     if entry.offset % dtype.itemsize:
         part = part.clone()
     return part.view(dtype).view(entry.shape)
