@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import sys
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +27,10 @@ from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.files import atomic_writer
 from gpt2chat.model import GPT2, GPT2Config
 from gpt2chat.tokenizer import Tokenizer
-from gpt2chat.weights import Computed, Entry, as_weights, entries_of, is_finite, make
+from gpt2chat.weights import Computed, Entry, as_weights, entries_of, is_finite, make, pieces
 
 MAPPING = os.name == "posix"
+Records = set[tuple[int, int]]  # (size, CRC) of what a zip holds
 FORMAT, VERSION = "gpt2chat", 2
 # What a file must hold, and of which type; `training` is None in a file that is only for use.
 FIELDS: dict[str, tuple[type, ...]] = {
@@ -168,8 +171,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     if path.is_dir():
         raise CheckpointError(f"{path}: expected a .pt file, found a folder")
     try:
-        check_records(path)
-        return _from_content(unpickle(path, MAPPING))
+        return _from_content(unpickle(path, MAPPING, check_records(path)))
     except FileNotFoundError:
         last = path.with_name(f"{path.stem}.last.pt")
         hint = f"; of a run that has not ended there is {last}" if last.exists() else f" in {Path.cwd()}"
@@ -182,12 +184,23 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
-def unpickle(path: Path | BinaryIO, mapped: bool) -> object:
-    """Read a file of torch.save that holds plain data and tensors; raises CheckpointError without the place."""
+def unpickle(path: Path | BinaryIO, mapped: bool, records: Records | None = None) -> object:
+    """Read a file of torch.save that holds plain data and tensors; raises CheckpointError without the place.
+
+    With `records` the memory of each tensor must be one of them.
+    """
+
+    def check(storage: Any, _: str) -> Any:
+        if records is not None:
+            _check_numbers(storage, records, mapped)
+        return storage
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the age of a pickle or of a kind of tensor
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return torch.load(path, map_location=check, weights_only=True, mmap=mapped)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError("holds objects other than plain data and tensors; refused") from error
     except Exception as error:  # a pickle is a program, which can fail in any way, also for want of memory
@@ -215,8 +228,11 @@ def is_checkpoint(path: Path) -> bool:
         return True
 
 
-def check_records(path: Path) -> None:
-    """Check that the file is a whole torch zip: stored records, each with the CRC it was written with."""
+def check_records(path: Path) -> Records:
+    """Check that the file is a whole torch zip of stored records, each with the CRC it was written with.
+
+    Those that hold numbers are not read here: their sizes and CRCs are returned for `unpickle` to compare.
+    """
     size = path.stat().st_size
     if size == 0:
         raise CheckpointError("expected a checkpoint, found an empty file")
@@ -226,19 +242,53 @@ def check_records(path: Path) -> None:
                 raise CheckpointError(f"expected a .pt written by gpt2chat, found a file that begins with {begins!r}")
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
-            if not any(record.filename.endswith("/data.pkl") for record in records):
-                raise CheckpointError("expected a checkpoint, found another kind of zip file")
-            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-                raise CheckpointError("expected stored records, found compressed ones; refused")
-            if sum(record.file_size for record in records) > size:
-                raise CheckpointError("its records claim to be larger than the file; refused")
-            damaged = archive.testzip()
+            _check_directory(records, size)
+            numbers = [record for record in records if "/data/" in record.filename]
+            for record in records:
+                if record not in numbers:
+                    _check_record(archive, record)
     except (zipfile.BadZipFile, NotImplementedError, OverflowError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"damaged, cut short or not a checkpoint ({error}): expected a .pt written by gpt2chat"
         ) from error
-    if damaged:
-        raise CheckpointError(f"damaged: record {damaged} does not have the checksum it was written with")
+    return {(record.file_size, record.CRC) for record in numbers}
+
+
+def _check_directory(records: list[zipfile.ZipInfo], size: int) -> None:
+    """Refuse what torch never writes, before any of it is read."""
+    if not any(record.filename.endswith("/data.pkl") for record in records):
+        raise CheckpointError("expected a checkpoint, found another kind of zip file")
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise CheckpointError("expected stored records, found compressed ones; refused")
+    if sum(record.file_size for record in records) > size:
+        raise CheckpointError("its records claim to be larger than the file; refused")
+    if len({record.filename for record in records}) < len(records):
+        raise CheckpointError("holds several records of one name; refused")
+
+
+def _check_record(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
+    try:
+        with archive.open(record) as opened:
+            begin = opened.read(1 << 20)
+            while opened.read(1 << 20):
+                pass
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(
+            f"damaged: record {record.filename} does not have the checksum it was written with"
+        ) from error
+    if record.filename.endswith("/byteorder") and begin != sys.byteorder.encode():
+        raise CheckpointError(f"expected {sys.byteorder}-endian numbers, found {begin[:20]!r}")
+
+
+def _check_numbers(storage: torch.UntypedStorage, records: Records, mapped: bool) -> None:
+    """Refuse memory that is not all of one record, whole and as it was written."""
+    checksum = 0
+    for piece in pieces(torch.empty(0, dtype=torch.uint8).set_(storage), mapped):  # type: ignore[call-overload]
+        checksum = zlib.crc32(piece.numpy().data, checksum)
+    if (storage.nbytes(), checksum) not in records and storage.nbytes():
+        raise CheckpointError(
+            f"damaged: {storage.nbytes()} bytes of a tensor are not a whole record with the checksum of its writing"
+        )
 
 
 def _from_content(content: object) -> Checkpoint:

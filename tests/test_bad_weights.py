@@ -8,11 +8,14 @@ import io
 import json
 import os
 import pickle
+import pickletools
 import re
 import resource
 import shutil
 import struct
+import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +48,7 @@ from gpt2chat.pretrained.tensorflow import Entry, read_index
 
 REFUSALS = (WeightsError, CheckpointError, ConfigError)
 TOKENS, WIDTH = 50257, 16
+DEEP = 50_000
 MEMORY = 256 << 10  # KiB by which a refusal may make the process grow: far below any claimed size
 Damage = Callable[[Path], object]
 Tensors = dict[str, Any]
@@ -198,6 +202,16 @@ def whole(family: str, edit: Callable[[Any], object]) -> Damage:
 def with_json(file: str, **changed: object) -> Damage:
     def damage(place: Path) -> None:
         write_json(place / file, json.loads((place / file).read_text()) | changed)
+
+    return damage
+
+
+def loop(file: str) -> Damage:
+    """Put a link to itself in the place of a file."""
+
+    def damage(place: Path) -> None:
+        (place / file).unlink()
+        (place / file).symlink_to(file)
 
     return damage
 
@@ -387,6 +401,12 @@ SHARDS = {
     "weight_map is a list": (text("model.safetensors.index.json", '{"weight_map": []}'), "expected weight_map"),
     "weight_map is empty": (text("model.safetensors.index.json", '{"weight_map": {}}'), "found nothing"),
     "a file that is a number": (first_file(7), "expected weight_map"),
+    "a file of the system": (first_file("../../etc/passwd"), r"expected files beside it, found '\.\./\.\./etc/passwd'"),
+    "a shard that is a link to itself": (loop(FILES["shards"]), f"{FILES['shards']}: expected a file .* found none"),
+    "an index that is a link to itself": (
+        loop("model.safetensors.index.json"),
+        "index.json: expected a file with JSON",
+    ),
     "a file outside": (first_file("../x"), r"expected files beside it, found '\.\./x'"),
     "an absolute file": (first_file("/etc/passwd"), "expected files beside it, found '/etc/passwd'"),
     "the folder above": (first_file(".."), r"index.json: .*\.\."),
@@ -436,6 +456,19 @@ SAFETENSORS = {
     "a type of half the size": described(dtype="F16"),
     "places outside": described(data_offsets=[0, 1 << 50]),
     "places backwards": described(data_offsets=[100, 4]),
+    "places before the file": described(data_offsets=[-3216448, 0]),
+    "places of another tensor": header(
+        lambda content: content["transformer.ln_f.weight"].update(
+            data_offsets=content["transformer.ln_f.bias"]["data_offsets"]
+        )
+    ),
+    "places that overlap by a number": header(
+        lambda content: content["transformer.ln_f.weight"].update(
+            data_offsets=[at - 4 for at in content["transformer.ln_f.weight"]["data_offsets"]]
+        )
+    ),
+    "a tensor that nothing describes": header(lambda content: content.pop("transformer.ln_f.weight")),
+    "more bytes than are described": bytes_of(FILES["safetensors"], lambda data: data + bytes(4)),
 }
 
 
@@ -475,13 +508,16 @@ def entry(name: str = "model/wte", **changed: Any) -> Damage:
     return damage
 
 
-def raw_block(change: Callable[[bytes], bytes], kind: bytes = b"\0") -> Damage:
-    """Edit the bytes of an index that is one block, whose checksum is then right again."""
+def raw_block(change: Callable[[bytes], bytes], kind: bytes = b"\0", kind_of_list: bytes = b"\0") -> Damage:
+    """Edit the bytes of an index that is one block, and the kinds of both; their checksums are then right again."""
+
+    def checked(body: bytes) -> bytes:
+        return body + struct.pack("<I", masked(crc32c(body)))
 
     def damage(place: Path) -> None:
         body = change(block(entries_of(place))[:-5]) + kind
-        data = body + struct.pack("<I", masked(crc32c(body)))
-        handle = block([(b"model/zzz", varint(0) + varint(len(body) - 1))])
+        data = checked(body)
+        handle = checked(block([(b"model/zzz", varint(0) + varint(len(body) - 1))])[:-5] + kind_of_list)
         places = varint(0) + varint(0) + varint(len(data)) + varint(len(handle) - 5)
         magic = struct.pack("<Q", 0xDB4775248B80FB57)
         (place / FILES["TensorFlow"]).write_bytes(data + handle + places.ljust(40, b"\0") + magic)
@@ -511,8 +547,12 @@ TENSORFLOW: dict[str, tuple[Damage, str]] = {
     "another checksum": (entry(checksum=7), "model/wte: damaged, it does not have the checksum"),
     "an offset outside": (entry(offset=1 << 40), "the data file is cut short"),
     "a huge offset": (entry(offset=(1 << 64) - 8), "the data file is cut short"),
-    "a shard that is not there": (entry(shard=5), "expected model.ckpt.data-00005-of-00001"),
-    "a huge shard": (entry(shard=1 << 63), "expected model.ckpt.data-9223372036854775808-of"),
+    "a shard that is not there": (entry(shard=5), "model/wte: expected a data file from 0 to 0, found 5"),
+    "a huge shard": (entry(shard=1 << 63), "model/wte: expected a data file from 0 to 0, found 9223372036854775808"),
+    "more shards than files": (
+        index_with(lambda entries: entries.__setitem__(0, (b"", tag(1, 2)))),
+        "expected model.ckpt.data-00000-of-00002 beside the index",
+    ),
     "another size": (entry(size=8), "8 bytes do not make the shape"),
     "a negative shape": (entry(shape=((1 << 64) - 1, 16)), "do not make the shape"),
     "a huge shape": (entry(shape=(1 << 40, 1 << 40)), "do not make the shape"),
@@ -520,9 +560,9 @@ TENSORFLOW: dict[str, tuple[Damage, str]] = {
     "a transposed shape": (entry(shape=(16, 50257)), "expected n_embd 16, .* found 50257"),
     "a flat shape": (entry(shape=(50257 * 16,)), "expected the embeddings"),
     "a linear weight of no form": (entry("model/h0/mlp/c_fc/w", shape=(1, 1, 16, 64)), "expected shape"),
-    "numbers of float64": (entry(dtype=2), "expected the embeddings"),
-    "numbers of int32": (entry("model/h1/ln_1/g", dtype=3), "missing .*h.1.ln_1.weight"),
-    "numbers of no type": (entry("model/h1/ln_1/g", dtype=1 << 40), "missing .*h.1.ln_1.weight"),
+    "twice the numbers": (entry(dtype=2), "do not make the shape"),
+    "numbers of int32": (entry("model/h1/ln_1/g", dtype=3), "h1/ln_1/g: expected floating-point .* found int32"),
+    "numbers of no type": (entry("model/h1/ln_1/g", dtype=77), "h1/ln_1/g: expected floating-point .* found type 77"),
     "half the numbers": (entry(dtype=19), "do not make the shape"),
     "big-endian numbers": (
         index_with(lambda entries: entries.__setitem__(0, (b"", tag(1, 1) + tag(2, 1)))),
@@ -574,6 +614,8 @@ TENSORFLOW: dict[str, tuple[Damage, str]] = {
         "a number without an end",
     ),
     "a compressed block": (raw_block(lambda body: body, kind=b"\1"), "its index is compressed"),
+    "a compressed list of blocks": (raw_block(lambda body: body, kind_of_list=b"\1"), "its index is compressed"),
+    "a data file that is a link to itself": (loop(DATA), f"expected {DATA} beside the index, found none"),
     "an empty block": (raw_block(lambda body: b""), "points outside of itself|damaged"),
     "a block of one kind of byte": (raw_block(lambda body: b"\xff" * 40), "its index is damaged"),
     "more places than the block holds": (
@@ -616,6 +658,11 @@ ADAPTERS: dict[str, tuple[Damage, str]] = {
         adapter_config(base_model_name_or_path="../bad"),
         "expected a whole model, found another adapter",
     ),
+    "its own weights for a base": (
+        adapter_config(base_model_name_or_path="../bad/adapter_model.safetensors"),
+        "expected its base model .*: expected the tensors of a GPT-2",
+    ),
+    "its own config for a base": (adapter_config(base_model_name_or_path="adapter_config.json"), "expected weights"),
     "another kind": (adapter_config(peft_type="IA3"), "expected peft_type LORA, found 'IA3'"),
     "no kind": (adapter_config(peft_type=None), "expected peft_type LORA, found None"),
     "DoRA": (adapter_config(use_dora=True), "use_dora is not supported"),
@@ -695,6 +742,142 @@ def one_pickle(content: object, protocol: int = 2) -> Damage:
     return bytes_of(FILES["bare"], lambda _: pickle.dumps(content, protocol))
 
 
+@dataclass
+class Claim:
+    """Pickled as a tensor of any offset, shape and strides over some numbers."""
+
+    numbers: torch.Tensor
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        storage = torch.storage.TypedStorage(
+            wrap_storage=self.numbers.untyped_storage(), dtype=torch.float32, _internal=True
+        )
+        facts = (storage, self.offset, self.shape, self.stride, False, OrderedDict())
+        return torch._utils._rebuild_tensor_v2, facts
+
+
+def claimed(
+    numbers: int = TOKENS * WIDTH,
+    offset: int = 0,
+    shape: tuple[int, ...] = (TOKENS, WIDTH),
+    stride: tuple[int, ...] = (WIDTH, 1),
+) -> Callable[[Tensors], None]:
+    """Let the embedding claim what its numbers do not hold."""
+    return each(EMBEDDING, lambda _: Claim(torch.ones(numbers), offset, shape, stride))
+
+
+CLAIMS: dict[str, tuple[Callable[[Tensors], None], str]] = {
+    "a number short": (claimed(numbers=TOKENS * WIDTH - 1), "cannot be read"),
+    "an offset beyond the end": (claimed(offset=1), "cannot be read"),
+    "a huge offset": (claimed(offset=1 << 62), "cannot be read"),
+    "a negative offset": (claimed(offset=-WIDTH), "cannot be read"),
+    "wide strides": (claimed(stride=(WIDTH + 1, 1)), "cannot be read"),
+    "negative strides": (claimed(stride=(-WIDTH, 1)), "cannot be read"),
+    "rows that overlap": (claimed(stride=(1, 1)), "memory is smaller than its shape"),
+    "rows that are one row": (claimed(stride=(0, 1)), "memory is smaller than its shape"),
+    "a shape beyond all numbers": (claimed(shape=(1 << 32, 1 << 32)), "cannot be read"),
+    "a negative shape": (claimed(shape=(-5, WIDTH)), "cannot be read"),
+}
+
+
+def records(edit: Callable[[str, bytes], list[bytes]]) -> Damage:
+    """Write the zip's records again, each as often as `edit` returns it; all checksums are right."""
+
+    def change(data: bytes) -> bytes:
+        out = io.BytesIO()
+        with warnings.catch_warnings(), zipfile.ZipFile(io.BytesIO(data)) as before, zipfile.ZipFile(out, "w") as after:
+            warnings.simplefilter("ignore")  # about a name that is there twice
+            for name in before.namelist():
+                for content in edit(name, before.read(name)):
+                    after.writestr(name, content)
+        return out.getvalue()
+
+    return bytes_of(FILES["bare"], change)
+
+
+def numbers(edit: Callable[[bytes], list[bytes]]) -> Damage:
+    """Edit the record of the embedding."""
+    return records(lambda _, data: edit(data) if len(data) == 4 * TOKENS * WIDTH else [data])
+
+
+def directory(place: str, value: int) -> Damage:
+    """Set a field of the zip's directory in the entry of the embedding."""
+    fields = {"method": (10, "<H"), "packed": (20, "<I"), "size": (24, "<I"), "offset": (42, "<I")}
+
+    def change(data: bytes) -> bytes:
+        changed, (at, form) = bytearray(rezipped(data, zipfile.ZIP_STORED)), fields[place]
+        size = struct.pack("<I", 4 * TOKENS * WIDTH)
+        entry = changed.index(size, changed.index(b"PK\x01\x02")) - 20
+        struct.pack_into(form, changed, entry + at, value)
+        return bytes(changed)
+
+    return bytes_of(FILES["bare"], change)
+
+
+def nested(nest: bytes) -> Damage:
+    """Put a deep nest under the name x into the zip's pickle, alone."""
+    content = b"\x80\x02}X\x01\x00\x00\x00x" + nest + b"s."
+    return records(lambda name, data: [content if name.endswith("data.pkl") else data])
+
+
+def old_keys(edit: Callable[[list[str]], list[str]]) -> Damage:
+    """Edit the list of numbers that follows the pickle of torch before 2020."""
+
+    def change(data: bytes) -> bytes:
+        file, ends = io.BytesIO(data), [0]
+        for _ in range(5):
+            list(pickletools.genops(file))
+            ends.append(file.tell())
+        keys = pickle.loads(data[ends[4] : ends[5]])
+        return data[: ends[4]] + pickle.dumps(edit(keys), 2) + data[ends[5] :]
+
+    return bytes_of(FILES["old"], change)
+
+
+ZIPS: dict[str, tuple[Damage, str]] = {
+    "a record short of a number": (numbers(lambda data: [data[:-4]]), "damaged: 3216448 bytes of a tensor are not a"),
+    "a record longer by a number": (numbers(lambda data: [data + bytes(4)]), "damaged: .* are not a whole record"),
+    "an empty record": (numbers(lambda data: [b""]), "damaged: .* are not a whole record|cannot be read"),
+    "no record": (numbers(lambda data: []), "cannot be read"),
+    "a record twice": (numbers(lambda data: [data, bytes(len(data))]), "several records of one name"),
+    "a pickle twice": (
+        records(lambda name, data: [data, b"\x80\x02}."] if name.endswith("data.pkl") else [data]),
+        "several records of one name",
+    ),
+    "numbers of another machine": (
+        records(lambda name, data: [b"big" if name.endswith("byteorder") else data]),
+        "expected little-endian numbers, found b'big'",
+    ),
+    "a huge packed size": (directory("packed", 0x7FFFFFF0), "cannot be read|damaged"),
+    "a huge size": (directory("size", 0x7FFFFFF0), "claim to be larger than the file"),
+    "a small size": (directory("size", 64), "damaged|cannot be read"),
+    "another record's place": (directory("offset", 0), "damaged|cannot be read"),
+    "a place outside": (directory("offset", 0x7FFFFFF0), "damaged|cannot be read"),
+    "an unknown packing": (directory("method", 99), "compressed ones; refused"),
+    "deep tuples": (nested(b")" + b"\x85" * DEEP), "found x"),
+    "deep lists": (nested(b"]" * DEEP + b"a" * (DEEP - 1)), "found x"),
+    "deep tuples without an end": (nested(b"(" * DEEP), "cannot be read|found x|objects other"),
+}
+OLD: dict[str, tuple[Damage, str]] = {
+    "a tensor without numbers": (old_keys(lambda keys: keys[:-1]), "lists no place for the numbers of transformer"),
+    "no numbers": (old_keys(lambda keys: []), "lists no place for the numbers of transformer"),
+    "numbers twice": (old_keys(lambda keys: keys + keys[:1]), "cannot be read"),
+    "numbers in another order": (old_keys(lambda keys: keys[::-1]), "cannot be read"),
+    "numbers of nothing": (old_keys(lambda keys: ["x"]), "cannot be read"),
+}
+
+
+def of_claims() -> dict[str, Bad]:
+    return {
+        f"{family}: the embedding claims {what}": Bad(family, change(family, edit), says)
+        for family in ("bare", "old")
+        for what, (edit, says) in CLAIMS.items()
+    }
+
+
 OTHERS: dict[str, Bad] = {
     "nanoGPT: more layers told": Bad(
         "nanoGPT",
@@ -764,6 +947,15 @@ OTHERS: dict[str, Bad] = {
     "bare: a zip of something else": Bad(
         "bare", lambda p: zipfile.ZipFile(p / FILES["bare"], "w").close(), "weights.pt: "
     ),
+    "nanoGPT: a link to itself": Bad("nanoGPT", loop("ckpt.pt"), "ckpt.pt: expected a file .* found none"),
+    "safetensors: a link to itself": Bad(
+        "safetensors", loop(FILES["safetensors"]), "model.safetensors: expected a file .* found none"
+    ),
+    "rasbt: query, key and value in one too": Bad(
+        "rasbt",
+        change("rasbt", lambda t: t.update({"trf_blocks.0.attn.c_attn.weight": torch.ones(192, 64)})),
+        "stored twice, in one and as query",
+    ),
     "nanoGPT: a link to nothing": Bad(
         "nanoGPT", lambda p: (without("ckpt.pt")(p), (p / "ckpt.pt").symlink_to("no")), "ckpt.pt: .*found none"
     ),
@@ -792,6 +984,9 @@ CASES = (
     | prefixed("safetensors", {what: (damage, "cannot be read") for what, damage in SAFETENSORS.items()})
     | prefixed("TensorFlow", TENSORFLOW)
     | prefixed("adapter", ADAPTERS)
+    | prefixed("bare", ZIPS)
+    | prefixed("old", OLD)
+    | of_claims()
     | OTHERS
 )
 

@@ -7,6 +7,7 @@ file is seen from its tensors, never from its name.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -66,7 +67,9 @@ def check_dense(name: str, tensor: Tensor) -> None:
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in FLOATS:
         found = f"{tensor.dtype}, {tensor.layout}, {tensor.device}"
         raise WeightsError(f"{name}: expected dense floating-point numbers in memory, found {found}")
-    if tensor.untyped_storage().nbytes() < tensor.nbytes:
+    apart = sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
+    overlap = any(wide < stride * size for (stride, size), (wide, _) in itertools.pairwise([(1, 1), *apart]))
+    if tensor.untyped_storage().nbytes() < tensor.nbytes or overlap:
         raise WeightsError(f"{name}: its memory is smaller than its shape, {tuple(tensor.shape)}")
 
 

@@ -118,8 +118,7 @@ def _read_tensors(path: Path) -> dict[str, object]:
         with path.open("rb") as file:
             head = file.read(9)
         if head[:2] == b"PK":
-            checkpoint.check_records(path)
-            return _named(checkpoint.unpickle(path, checkpoint.MAPPING), path)
+            return _named(checkpoint.unpickle(path, checkpoint.MAPPING, checkpoint.check_records(path)), path)
         if head[8:9] == b"{":
             with safe_open(os.fspath(path), framework="pt") as tensors:
                 return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a dict

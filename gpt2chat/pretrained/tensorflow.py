@@ -20,7 +20,10 @@ from gpt2chat.pretrained.crc32c import crc32c, unmask
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER, TRAILER = 48, 5  # bytes at the end of the table; bytes behind each block: type, checksum
-DTYPES = {1: torch.float32, 14: torch.bfloat16, 19: torch.float16}  # types.proto: DT_FLOAT, DT_BFLOAT16, DT_HALF
+# types.proto: DT_FLOAT, DT_DOUBLE, DT_BFLOAT16, DT_HALF; and some of the others, by name
+DTYPES = {1: torch.float32, 2: torch.float64, 14: torch.bfloat16, 19: torch.float16}
+OTHER_TYPES = {3: "int32", 4: "uint8", 5: "int16", 6: "int8", 7: "string", 8: "complex64", 9: "int64", 10: "bool"}
+WEIGHTS = "model/"  # what GPT-2's variables are called; a checkpoint also holds counters
 
 
 @dataclass(frozen=True)
@@ -170,9 +173,15 @@ def _number(value: int | bytes) -> int:
 def read_tensors(index: Path) -> dict[str, Tensor]:
     """Map the floating-point tensors of a checkpoint into memory: name -> dense tensor; each checksum is checked.
 
-    Raises BundleError; tensors of other types (step counters) are left out.
+    Raises BundleError; what is of another type and no weight (step counters) is left out.
     """
     shards, entries = read_index(index)
+    for name, entry in entries.items():
+        if entry.shard >= shards:
+            raise BundleError(f"tensor {name}: expected a data file from 0 to {shards - 1}, found {entry.shard}")
+        if name.startswith(WEIGHTS) and entry.dtype not in DTYPES:
+            found = OTHER_TYPES.get(entry.dtype, f"type {entry.dtype}")
+            raise BundleError(f"tensor {name}: expected floating-point numbers, found {found}")
     prefix = str(index).removesuffix(".index")
     data = {n: _map(Path(f"{prefix}.data-{n:05}-of-{shards:05}")) for n in sorted({e.shard for e in entries.values()})}
     return {name: _tensor(name, entry, data[entry.shard]) for name, entry in entries.items() if entry.dtype in DTYPES}
