@@ -102,7 +102,7 @@ def _unpack(name: str, stored: object) -> Entry:
             raise CheckpointError(f"weight {name}: expected one scale per row")
         return Computed(rows.shape, torch.float32, lambda begin, end: rows[begin:end] * scale[begin:end], (rows, scale))
     _check_tensor(name, stored, (torch.float32, torch.bfloat16, torch.float16))
-    return stored  # type: ignore[return-value]
+    return stored.detach()  # type: ignore[attr-defined]
 
 
 def _check_tensor(name: str, tensor: object, dtypes: tuple[torch.dtype, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Named weights, read and made a few MB at a time, so that two copies of a model never meet in memory."""
+"""Named weights, read and made a piece at a time, so that two copies of a model never meet in memory."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _rows_at_a_time(shape: torch.Size, dim: int = 0) -> int:
 
 
 def _cut(tensor: Tensor, like: Entry | None = None) -> Sequence[Tensor]:
-    """Cut a tensor into views of rows of a few MB each, or of columns where those (of `like`) lie together."""
+    """Cut a tensor into views of a few rows each, or of columns where those (of `like`) lie together."""
     like = tensor if like is None else like
     dim = int(isinstance(like, Tensor) and like.dim() == 2 and not like.is_contiguous())
     return tensor.split(_rows_at_a_time(tensor.shape, dim), dim)

@@ -26,6 +26,7 @@ from helpers_cli import environment, invoke, spawn
 from helpers_hub import SIGNATURE, Hub, commit, facts
 from helpers_weights import plain, reference
 from huggingface_hub import close_session, constants
+from safetensors.torch import save_file
 from transformers import GPT2LMHeadModel
 
 from gpt2chat import pretrained
@@ -204,6 +205,19 @@ def test_a_revision_is_taken_and_found_again_without_a_network(
     hub.close()
     loads(models[1], f"{NAME}@{revision}")
     loads(models[0])
+
+
+def test_an_adapter_takes_the_revision_of_its_base_that_it_names(
+    hub: Hub, models: list[GPT2LMHeadModel], whole: list[Files], tmp_path: Path
+) -> None:
+    hub.publish(NAME, whole[1], "v2")
+    hub.revisions[NAME]["main"] = commit(0)
+    config = {"peft_type": "LORA", "base_model_name_or_path": NAME, "revision": "v2", "r": 1, "lora_alpha": 1}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    place = "base_model.model.transformer.h.0.attn.c_proj.lora_{}.weight"
+    zeros = {place.format("A"): torch.zeros(1, 16), place.format("B"): torch.zeros(16, 1)}
+    save_file(zeros, tmp_path / "adapter_model.safetensors")
+    loads(models[1], str(tmp_path))
 
 
 def test_a_branch_that_moved_is_followed(hub: Hub, models: list[GPT2LMHeadModel], whole: list[Files]) -> None:

@@ -66,8 +66,25 @@ def save_bin(model: GPT2LMHeadModel, folder: Path, zipped: bool) -> Path:
     return folder
 
 
-def save_pt(content: object, path: Path) -> Path:
-    torch.save(content, path)
+def save_parameters(model: GPT2LMHeadModel, folder: Path) -> Path:
+    """Write weights that want gradients."""
+    model.config.save_pretrained(folder)
+    torch.save(dict(model.named_parameters()), folder / "pytorch_model.bin")
+    return folder
+
+
+def save_one_memory(model: GPT2LMHeadModel, folder: Path) -> Path:
+    """Write, as torch did before 2020, weights that are views of one long vector."""
+    model.config.save_pretrained(folder)
+    weights = plain(model)
+    parts = torch.cat([tensor.flatten() for tensor in weights.values()]).split([t.numel() for t in weights.values()])
+    views = {name: part.view(t.shape) for (name, t), part in zip(weights.items(), parts, strict=True)}
+    torch.save(views, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    return folder
+
+
+def save_pt(content: object, path: Path, **options: bool) -> Path:
+    torch.save(content, path, **options)
     return path
 
 
@@ -93,6 +110,8 @@ FORMS: dict[str, tuple[Callable[[GPT2LMHeadModel, Path], Path], str]] = {
     "transformers .bin parts": (save_parts, "transformers"),
     "transformers .bin": (lambda model, place: save_bin(model, place, True), "transformers"),
     "transformers .bin of old": (lambda model, place: save_bin(model, place, False), "transformers"),
+    "transformers .bin of parameters": (save_parameters, "transformers"),
+    "transformers .bin of one memory": (save_one_memory, "transformers"),
     "safetensors alone": (save_bare, "transformers"),
     "state dict alone": (lambda model, place: save_pt(model.state_dict(), place), "transformers"),
     "Lightning": (
@@ -101,6 +120,10 @@ FORMS: dict[str, tuple[Callable[[GPT2LMHeadModel, Path], Path], str]] = {
     ),
     "nanoGPT": (lambda model, place: save_pt(nanogpt(model), place), "nanoGPT"),
     "nanoGPT not compiled": (lambda model, place: save_pt(nanogpt(model, "transformer.", 0), place), "nanoGPT"),
+    "nanoGPT of old": (
+        lambda model, place: save_pt(nanogpt(model), place, _use_new_zipfile_serialization=False),
+        "nanoGPT",
+    ),
     "LLMs-from-scratch": (lambda model, place: save_pt(rasbt(model), place), "LLMs-from-scratch"),
     "LLMs-from-scratch with optimizer": (
         lambda model, place: save_pt({"model_state_dict": rasbt(model), "optimizer_state_dict": {"state": {}}}, place),
@@ -153,6 +176,46 @@ def test_a_model_without_biases_has_zeros_for_them(model: GPT2LMHeadModel, tmp_p
         assert parameter.abs().sum() > 0
     assert all(not tensor.any() for name, tensor in loaded.weights.items() if name.endswith(".bias"))
     assert "13 biases that it does not have taken as zero" in loaded.about["form"]
+
+
+def test_a_model_without_biases_for_query_key_and_value_has_zeros_for_them(tmp_path: Path) -> None:
+    model = reference(n_embd=64, n_head=1)
+    stored = {name: t for name, t in rasbt(model).items() if not re.search(r"W_\w+\.bias$", name)}
+    for block in model.transformer.h:
+        block.attn.c_attn.bias.data.zero_()
+    loaded = pretrained.load(str(save_pt(stored, tmp_path / "any")))
+    torch.testing.assert_close(logits(loaded), expected(model), rtol=0, atol=1e-5)
+    assert "2 biases that it does not have taken as zero" in loaded.about["form"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_other_types_are_read_as_they_are(dtype: torch.dtype, zipped: bool, tmp_path: Path) -> None:
+    model = reference(n_embd=64, n_head=1).to(dtype)
+    model.config.save_pretrained(tmp_path / "bin")
+    torch.save(model.state_dict(), tmp_path / "bin" / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    model.save_pretrained(tmp_path / "safetensors")
+    for place in ("bin", "safetensors"):
+        loaded = pretrained.load(str(tmp_path / place))
+        torch.testing.assert_close(logits(loaded), expected(model.float()), rtol=0, atol=1e-5)
+        assert {tensor.dtype for tensor in loaded.weights.values()} == {dtype}
+
+
+@pytest.mark.parametrize("changed", [{"layer_norm_epsilon": 0.1}, {"reorder_and_upcast_attn": True}, {"n_inner": 256}])
+def test_a_config_that_is_not_the_usual_one_is_honoured(changed: dict[str, Any], tmp_path: Path) -> None:
+    model = reference(n_embd=64, n_head=4, **changed)
+    model.save_pretrained(tmp_path / "any")
+    torch.testing.assert_close(logits(pretrained.load(str(tmp_path / "any"))), expected(model), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_numbers_at_odd_places_of_a_file_are_moved_to_even_ones(
+    shift: int, model: GPT2LMHeadModel, tmp_path: Path
+) -> None:
+    content = model.state_dict() | {"note": "x" * shift}
+    path = save_pt({"state_dict": content}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    built = pretrained.load(str(path)).build_model()
+    assert all(parameter.data_ptr() % 4 == 0 for parameter in built.parameters())
 
 
 def test_dialogpt_is_known_by_its_config(model: GPT2LMHeadModel, tmp_path: Path) -> None:

@@ -128,10 +128,14 @@ def _load_adapted(folder: Path, name: str) -> Checkpoint:
 
 def _relative(base: str, folder: Path) -> str:
     """Return an adapter's base, which may be a place relative to the adapter's own."""
+    revision = adapter.revision_of(folder)
     with contextlib.suppress(OSError, ValueError):  # too long for a file system: `load` says so
-        if not Path(base).exists() and (folder / base).exists():
+        if Path(base).exists():
+            return base
+        if (folder / base).exists():
             return str(folder / base)
-    return base
+    name = REPOSITORIES.get(canonical_name(base), base)
+    return f"{name}@{revision}" if revision and hub.is_repository(name) else base
 
 
 def _assemble(stored: Stored, weights: Weights, name: str) -> Checkpoint:

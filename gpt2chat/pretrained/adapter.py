@@ -21,7 +21,13 @@ from gpt2chat.weights import Computed, Entry, is_finite
 
 CONFIG = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-UNSUPPORTED = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "lora_bias")
+# What may be set without changing W + scale * B A. All else that is set is refused, as what later versions of peft add.
+KNOWN = """
+    auto_mapping base_model_name_or_path bias ensure_weight_tying eva_config exclude_modules
+    fan_in_fan_out inference_mode init_lora_weights layers_pattern layers_to_transform lora_alpha lora_dropout
+    megatron_core merge_weights peft_type peft_version qalora_group_size r revision target_modules task_type use_rslora
+"""
+STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")  # those that leave the base model as it is
 
 
 def is_adapter(folder: Path) -> bool:
@@ -35,6 +41,14 @@ def base_of(folder: Path) -> str:
     if not isinstance(base, str) or not base:
         raise WeightsError(f"{folder / CONFIG}: expected base_model_name_or_path, found {base!r}")
     return base
+
+
+def revision_of(folder: Path) -> str | None:
+    """Return which version of its model, on the hub, an adapter belongs to; None for the newest."""
+    revision = read_json(folder / CONFIG).get("revision")
+    if revision is not None and not isinstance(revision, str):
+        raise WeightsError(f"{folder / CONFIG}: revision: expected the name of a version, found {revision!r}")
+    return revision or None
 
 
 def merge(folder: Path, weights: Mapping[str, Entry], mapped: bool) -> dict[str, Computed]:
@@ -74,7 +88,10 @@ def _sum(weight: Entry, a: Tensor, b: Tensor, scale: float) -> Computed:
 def _rank_and_scale(config: dict[str, Any], path: Path) -> tuple[int, float]:
     if config.get("peft_type") != "LORA":
         raise WeightsError(f"{path}: expected peft_type LORA, found {config.get('peft_type')!r}")
-    if found := [name for name in UNSUPPORTED if config.get(name)]:
+    found = [name for name, value in config.items() if value and name not in KNOWN.split()]
+    found += [f"init_lora_weights {start!r}" for start in [config.get("init_lora_weights")] if start not in STARTS]
+    found += [f"bias {bias!r}" for bias in [config.get("bias")] if bias not in (None, "none")]
+    if found:
         raise WeightsError(f"{path}: {found[0]} is not supported: merge the adapter with peft's merge_and_unload first")
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or not 0 < rank <= 1 << 20:

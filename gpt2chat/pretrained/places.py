@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from gpt2chat import checkpoint
 from gpt2chat.errors import CheckpointError, WeightsError
@@ -135,7 +136,7 @@ def _read_tensors(path: Path) -> dict[str, object]:
 def _named(content: object, path: Path) -> dict[str, object]:
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected named tensors, found {type(content).__name__}")
-    return {str(name): value for name, value in content.items()}
+    return {str(name): t.detach() if isinstance(t, Tensor) else t for name, t in content.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
