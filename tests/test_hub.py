@@ -283,7 +283,9 @@ def test_a_token_that_cannot_be_sent(hub: Hub, cache: Path, monkeypatch: pytest.
 # -- a busy hub ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method, part", [("GET", "/api/models"), ("HEAD", "model.safe"), ("GET", STORE), ("GET", "config")])
+@pytest.mark.parametrize(
+    "method, part", [("GET", "/api/models"), ("HEAD", "model.safe"), ("GET", STORE), ("GET", "config")]
+)
 @pytest.mark.parametrize(
     "status, headers, pause",
     [(429, {"Retry-After": "7"}, 7), (429, {"RateLimit": '"api";r=0;t=8'}, 8), (500, {}, 1), (503, {}, 1)],
