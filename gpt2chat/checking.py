@@ -13,7 +13,7 @@ from gpt2chat.conversation import Example, Template
 from gpt2chat.data import in_groups, rendered
 from gpt2chat.errors import DataError
 from gpt2chat.formats import Source, read
-from gpt2chat.likeness import NearRepeats, Repeats, digest, likeness
+from gpt2chat.likeness import NearRepeats, Repeats, digest, likeness, likeness_of
 from gpt2chat.mending import CONTROL
 from gpt2chat.records import Faults, Record, Report
 from gpt2chat.tokenizer import Tokenizer
@@ -78,11 +78,12 @@ class Check:
             for group in in_groups(reading.records):
                 count += len(group)
                 texts = [_text(record) for record in group]
-                self._look_for_oddities(group, texts)
+                folded = [text.casefold() for text in texts]
+                self._look_for_oddities(group, texts, folded)
                 examples = rendered(group, self.template, self.tokenizer)
-                for (record, example), text in zip(examples, texts, strict=True):
+                for (record, example), text, lower in zip(examples, texts, folded, strict=True):
                     self._measure(record, example)
-                    if not self._repeats(record, text):
+                    if not self._repeats(record, text, lower):
                         yield record
             self.found.append(f"{source.name}: {reading.form}, {count} record{'s' * (count != 1)}")
         except DataError as error:
@@ -112,9 +113,8 @@ class Check:
         if self._same.overflowed and (alike := self._alike.late() - same) > 0:
             self.report.note("records further on that differ from another one only in case, marks or blanks", alike)
 
-    def _look_for_oddities(self, group: Sequence[Record], texts: Sequence[str]) -> None:
+    def _look_for_oddities(self, group: Sequence[Record], texts: Sequence[str], folded: Sequence[str]) -> None:
         """Note what is odd; signs of it are first looked for in the texts of all records at once, which is fast."""
-        folded = [text.casefold() for text in texts]
         together = "\n".join(folded)
         for oddity in ODDITIES:
             signs = [sign for sign in oddity.signs if sign in together]
@@ -138,10 +138,10 @@ class Check:
         if len(self.examples) < self.show:
             self.examples.append(marked(example.ids[:120], mask[:120], self.tokenizer))
 
-    def _repeats(self, record: Record, text: str) -> bool:
+    def _repeats(self, record: Record, text: str, folded: str) -> bool:
         """Return whether a record repeats an earlier one; note that, and one that is much alike."""
         place = record.place
-        alike = self._alike.add(likeness(text))
+        alike = self._alike.add(likeness_of(folded))
         if self._same.add(digest(text)):
             self.report.add("records that repeat an earlier one", place)
             return True
@@ -151,7 +151,7 @@ class Check:
         question = _single_question(record)
         if question is not None and self._questions.add(likeness(question)):
             self.report.add("questions that were answered otherwise before; a model learns to waver", place)
-        self._near.add(text, place)
+        self._near.add(folded, place)
         return False
 
     def to_dict(self) -> dict[str, Any]:

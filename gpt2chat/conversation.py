@@ -37,7 +37,7 @@ class Message:
 Conversation = Sequence[Message]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Example:
     """Token ids of one document, and for each id whether it is a training target."""
 

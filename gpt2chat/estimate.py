@@ -18,26 +18,26 @@ CONVERSATION_ROW = 512  # ... and of conversations: single pairs are joined up t
 ENOUGH_STEPS = {"conversations": 90, "texts": 50}  # epochs are chosen to reach this many optimizer steps ...
 MOST_EPOCHS = {"conversations": 30, "texts": 10}  # ... but no more passes than this
 EFFICIENCY = 0.4  # of training, measured
-PROGRAM = 230 << 20  # bytes of the interpreter with torch loaded
 
 
 @dataclass(frozen=True)
 class _Bytes:
-    """What training keeps, in bytes: fitted to measured runs of three sizes, to be repeated by benchmarks/memory.py."""
+    """What training keeps, in bytes: fitted to 24 measured runs of three sizes; benchmarks/memory.py repeats them."""
 
     weight: int  # of a parameter while the loss is computed: itself, two moments, a copy in another type
-    logit: int  # of each score of the vocabulary at each target
+    score: int  # of each score of the vocabulary at each target
     activation: int  # of each number of a token's state in each layer, kept for the way back
     returning: int  # ... of which so much is still there when the gradients are
     embedding: int  # of each number of the embedding, whose gradient comes from both ends
-    base: int  # of the libraries that compute
+    base: int  # of the interpreter with torch and what it loads to compute
 
 
 KEPT = {
-    torch.float32: _Bytes(12, 22, 95, 32, 16, 87 << 20),
-    torch.bfloat16: _Bytes(14, 18, 57, 33, 3, 147 << 20),
+    torch.float32: _Bytes(12, 9, 12, 50, 5, 437_000_000),
+    torch.bfloat16: _Bytes(14, 4, 24, 27, 7, 450_000_000),
 }
-GRADIENT, DROPPED = 4, 45  # bytes of a parameter's gradient; of an activation that dropout keeps besides
+GRADIENT = 4  # bytes of a parameter's gradient
+DROPPED, ATTENDED = 18, 15  # bytes that dropout keeps of each activation, and of each pair of tokens in each head
 
 
 def parameter_count(config: GPT2Config) -> int:
@@ -45,20 +45,19 @@ def parameter_count(config: GPT2Config) -> int:
     return sum(parameter.numel() for parameter in GPT2.empty(config).parameters())
 
 
-def training_memory(
-    config: GPT2Config, tokens: int, targets: int, dtype: torch.dtype, dropout: float = 0.0, parts: int = 1
-) -> int:
+def training_memory(config: GPT2Config, rows: int, width: int, targets: int, dtype: torch.dtype, parts: int = 1) -> int:
     """Return the peak memory in bytes of a process that trains on the CPU, within a tenth.
 
-    `tokens` are those of the largest part that is computed at once, padding included, `targets` those to learn in it;
-    `parts` are what a step is computed in. The peak is where the loss is computed, or where all gradients are there.
+    `rows` of `width` tokens, padding included, are the largest part that is computed at once, `targets` are those to
+    learn in it; `parts` are what a step is computed in. The peak is where the loss is computed, or where all gradients
+    are there.
     """
     kept, parameters = KEPT[dtype], parameter_count(config)
-    states = tokens * config.n_embd * config.n_layer
-    dropped = DROPPED * states if dropout else 0
+    states = rows * width * config.n_embd * config.n_layer
+    dropped = DROPPED * states + ATTENDED * rows * width**2 * config.n_head * config.n_layer
     loss = (
         (kept.weight + GRADIENT * (parts > 1)) * parameters
-        + kept.logit * -(-targets // 64) * 64 * config.vocab_size
+        + kept.score * -(-targets // 64) * 64 * config.vocab_size
         + kept.activation * states
     )
     gradients = (
@@ -66,23 +65,24 @@ def training_memory(
         + kept.returning * states
         + kept.embedding * config.vocab_size * config.n_embd
     )
-    return PROGRAM + kept.base + dropped + max(loss, gradients)
+    return kept.base + max(loss, gradients) + (dropped if config.dropout else 0)
 
 
-def largest_part(dataset: Dataset, config: TrainConfig) -> tuple[int, int]:
-    """Return tokens, padding included, and targets of the largest part of the first epoch's steps."""
+def largest_part(dataset: Dataset, config: TrainConfig) -> tuple[int, int, int]:
+    """Return rows, their width in tokens and the most targets of the largest part of the first epoch's steps."""
     examples = dataset.examples
-    rows = epoch_rows(dataset, 0, config.row_tokens, config.seed)
-    ids = [sum(len(examples[i].ids) for i in row) for row in rows]
-    learnt = [sum(sum(examples[i].loss_mask[1:]) for i in row) for row in rows]
-    tokens = targets = 0
-    for start in range(0, len(rows), config.batch_size):
-        stop = min(start + config.batch_size, len(rows))
-        width = min(config.row_tokens, -(-max(ids[start:stop]) // 64) * 64)
+    packed = epoch_rows(dataset, 0, config.row_tokens, config.seed)
+    ids = [sum(len(examples[i].ids) for i in row) for row in packed]
+    learnt = [sum(sum(examples[i].loss_mask[1:]) for i in row) for row in packed]
+    rows = width = targets = 0
+    for start in range(0, len(packed), config.batch_size):
+        stop = min(start + config.batch_size, len(packed))
+        widest = min(config.row_tokens, -(-max(ids[start:stop]) // 64) * 64)
         size = -(-(stop - start) // config.accumulate)
-        tokens = max(tokens, size * width)
+        if size * widest > rows * width:
+            rows, width = size, widest
         targets = max(targets, *(sum(learnt[at : min(at + size, stop)]) for at in range(start, stop, size)))
-    return tokens, targets
+    return rows, width, targets
 
 
 def default_epochs(kind: str, steps: int) -> int:

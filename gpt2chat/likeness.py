@@ -29,7 +29,12 @@ def digest(text: str) -> int:
 
 def likeness(text: str) -> int:
     """Return a digest that texts share which differ only in case, marks and blanks."""
-    data = text.casefold().encode("utf-8", "replace").translate(None, NO_WORD)
+    return likeness_of(text.casefold())
+
+
+def likeness_of(folded: str) -> int:
+    """Return the `likeness` of a text of which the case is folded already."""
+    data = folded.encode("utf-8", "replace").translate(None, NO_WORD)
     for mark in MARKS if not data.isascii() else ():
         data = data.replace(mark, b"")
     return hash(data) & MASK
@@ -114,11 +119,11 @@ class NearRepeats:
     def __len__(self) -> int:
         return len(self._places)
 
-    def add(self, text: str, place: str) -> None:
-        """Take a text that repeats no earlier one exactly."""
+    def add(self, folded: str, place: str) -> None:
+        """Take a text whose case is folded, and that repeats no earlier one exactly."""
         if self.full:
             return
-        words = WORDS.findall(text.casefold())
+        words = WORDS.findall(folded)
         if len(words) < 2:
             return
         self._places.append(place)

@@ -12,7 +12,7 @@ MOST_KINDS = 200  # of findings that are told apart
 MOST_PLACES = 1000  # of each kind that are kept; all are counted
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Record:
     """One document of a file: a conversation (messages) or a text (str), and where it stands."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from array import array
@@ -45,22 +46,24 @@ def test_the_largest_part_is_that_of_the_batches_that_are_trained(
 ) -> None:
     config = TrainConfig(batch_size=batch, accumulate=min(parts, batch), row_tokens=64, seed=seed)
     dataset = Dataset(examples)
-    tokens = targets = 0
+    rows = width = targets = 0
     for made in epoch_batches(dataset, 0, 64, batch, seed, 0.0, 50256):
         size = -(-made.input_ids.size(0) // config.accumulate)
-        tokens = max(tokens, min(size, made.input_ids.size(0)) * made.input_ids.size(1))
+        if size * made.input_ids.size(1) > rows * width:
+            rows, width = size, made.input_ids.size(1)
         for cut in made.labels.split(size):
             targets = max(targets, int((cut != IGNORE).sum()))
-    assert largest_part(dataset, config) == (tokens, targets)
+    assert largest_part(dataset, config) == (rows, width, targets)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_formula_grows_with_what_is_computed(dtype: torch.dtype) -> None:
-    assert training_memory(SMALL, 256, 128, dtype) >= 16 * parameter_count(SMALL)
-    known = [training_memory(SMALL, tokens, tokens, dtype) for tokens in (64, 512, 1024, 4096)]
+    assert training_memory(SMALL, 1, 256, 128, dtype) >= 16 * parameter_count(SMALL)
+    known = [training_memory(SMALL, rows, 1024, 1024 * rows, dtype) for rows in (1, 2, 4, 16)]
     assert known == sorted(known) and known[-1] > 2 * known[0]
-    assert training_memory(SMALL, 4096, 128, dtype, dropout=0.1) > training_memory(SMALL, 4096, 128, dtype)
-    assert training_memory(SMALL, 1024, 1024, dtype, parts=4) > training_memory(SMALL, 1024, 1024, dtype)
+    dropped = dataclasses.replace(SMALL, dropout=0.1)
+    assert training_memory(dropped, 4, 512, 128, dtype) > training_memory(SMALL, 4, 512, 128, dtype)
+    assert training_memory(SMALL, 32, 128, 4096, dtype, parts=4) > training_memory(SMALL, 32, 128, 4096, dtype)
 
 
 def test_parameters_are_counted_without_building_the_network(tiny_model: GPT2, tiny_config: GPT2Config) -> None:

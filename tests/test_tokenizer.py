@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import tiktoken
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import gpt2chat.tokenizer as tokenizer_module
 from gpt2chat.errors import GPT2ChatError
-from gpt2chat.tokenizer import Tokenizer
+from gpt2chat.tokenizer import END_OF_TEXT, Tokenizer
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 MARKERS = st.lists(st.sampled_from(["<|endoftext|>", "<|", "endoftext", "|>", "<", " ", "\n"]) | TEXT).map("".join)
@@ -147,3 +147,16 @@ def test_encoding_takes_linear_time(tokenizer: Tokenizer) -> None:
         tokenizer.encode("a" * (million * 1_000_000))
         seconds.append(time.perf_counter() - began)
     assert seconds[1] < 4 * seconds[0]
+
+
+BLANKS = st.sampled_from([*" \n\t\r\x0b\x1c\x85\xa0\u2003\u2028\u3000\u200b", "  ", "\n\n", "\r\n"])
+BITS = BLANKS | st.sampled_from(["a", "word", "é", "'s", "'", "1", "!", "😀", "\ud800", "\0", END_OF_TEXT])
+
+
+@settings(max_examples=400)
+@given(texts=st.lists(st.lists(BITS | st.characters(), max_size=8).map("".join), max_size=5))
+def test_texts_that_are_encoded_together_get_the_ids_each_has_alone(tokenizer: Tokenizer, texts: list[str]) -> None:
+    ids, lengths = tokenizer.encode_apart(texts)
+    alone = [tokenizer.encode(text) for text in texts]
+    assert ids.tolist() == [token for each in alone for token in each]
+    assert lengths.tolist() == [len(each) for each in alone]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import click
 
 from gpt2chat.cli.chat import chat_command
@@ -23,6 +25,7 @@ def main() -> None:
       gpt2chat train --model demo --conversation_file data/conversations.json
       gpt2chat chat trained_model.pt
     """
+    gc.set_threshold(50_000)  # records come and go by the million, none in cycles: a tenth of the time less
 
 
 for command in (train_command, chat_command, evaluate_command, inspect_command, data_command):

@@ -36,9 +36,8 @@ def lines(plan: Plan) -> Iterator[str]:
 
 
 def _memory(plan: Plan, config: TrainConfig) -> str:
-    model = plan.run.model.config
-    tokens, targets = largest_part(plan.dataset, config)
-    needed = training_memory(model, tokens, targets, plan.dtype, model.dropout, config.accumulate)
+    rows, width, targets = largest_part(plan.dataset, config)
+    needed = training_memory(plan.run.model.config, rows, width, targets, plan.dtype, config.accumulate)
     return f"{needed / 1e6:.0f} MB"
 
 
