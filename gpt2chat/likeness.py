@@ -16,7 +16,7 @@ WORDS = re.compile(r"\w+")
 NO_WORD = bytes(byte for byte in range(128) if not (chr(byte).isalnum() or chr(byte) == "_"))
 MARKS = [mark.encode() for mark in "‘’“”„«»–—…¿¡、。，！？\u00a0"]
 MASK = (1 << 64) - 1
-KEPT = 1 << 19  # digests that are kept at hand; more go to a temporary file
+KEPT = 1 << 18  # digests that are kept at hand; more go to a temporary file
 PIECE = 1 << 20  # digests that are written to it, and compared, at a time
 BANDS, ROWS = 8, 4  # of a MinHash: texts that share 80 % of their pairs of words meet in one of the bands at 98 %
 NEAR = 0.8  # share of the pairs of words, of those of both texts, from which on two are nearly the same
@@ -43,8 +43,8 @@ def likeness_of(folded: str) -> int:
 class Repeats:
     """Finds what occurs again among any number of digests, in constant memory.
 
-    The first half million are kept at hand. What comes after and is not among them goes to a temporary file, where
-    repeats can only be counted, at the end.
+    The first quarter of a million are kept at hand. What comes after and is not among them goes to a temporary file,
+    where repeats can only be counted, at the end.
     """
 
     def __init__(self) -> None:

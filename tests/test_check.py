@@ -157,6 +157,30 @@ def test_documents_with_a_marker_in_them_are_named_and_the_others_read(tmp_path:
     assert "t.txt:3: found <|endoftext|>" in faults.kept[0]
 
 
+@given(
+    text=st.lists(st.sampled_from(["a", "b c", "\n", "\r\n", "\r", "==", "=", " "]), max_size=40).map("".join),
+    separator=st.sampled_from([None, "==", "=\n="]),
+    piece=st.integers(1, 9),
+)
+def test_a_text_that_is_streamed_is_cut_as_the_whole_would_be(
+    tmp_path_factory: pytest.TempPathFactory, text: str, separator: str | None, piece: int
+) -> None:
+    path = tmp_path_factory.mktemp("text") / "t"
+    path.write_bytes(text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpt2chat.formats.sources.PIECE", piece)
+        found = list(Source(path).documents(separator))
+        plain = text.replace("\r\n", "\n")
+        assert [part for _, part, _ in found] == (plain.split(separator) if separator else [plain])
+        at = 0
+        for line, part, _ in found:
+            assert line == 1 + plain.count("\n", 0, at)
+            at += len(part) + len(separator or "")
+        patch.setattr("gpt2chat.formats.sources.LONGEST_TEXT", 5)
+        parts = [part for _, part, _ in Source(path).documents(None)]
+        assert "".join(parts).replace("\r\n", "\n") == plain and max(map(len, parts)) <= 5
+
+
 def test_many_kinds_of_findings_are_bounded() -> None:
     report = Report()
     for number in range(MOST_KINDS + 50):

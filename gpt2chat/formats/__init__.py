@@ -15,7 +15,7 @@ from typing import Any
 from gpt2chat.errors import ConfigError, DataError
 from gpt2chat.formats.json_rows import read_rows
 from gpt2chat.formats.rows import KINDS, Kind, Messages, checked, kind_of, read_row
-from gpt2chat.formats.sources import Source, expand
+from gpt2chat.formats.sources import LONGEST_TEXT, Source, expand
 from gpt2chat.formats.tables import read_table, separator_of
 from gpt2chat.formats.transcripts import is_chatml, is_transcript, read_chatml, read_transcript
 from gpt2chat.records import Faults, Record, Report
@@ -201,15 +201,18 @@ def _sound(
 
 def _texts(source: Source, report: Report, separator: str | None, faults: Faults | None) -> Iterator[Record]:
     """Yield the documents of a text: all of it, or what stands between marks of `separator`."""
-    text = source.text()
-    parts = text.split(separator) if separator else [text]
-    if separator and len(parts) == 1:
-        report.add(f"texts without the separator {separator!r}, each one document", source.name)
-    if not any(part.strip() for part in parts):
+    count, there = 0, False
+    for line, text, cut in source.documents(separator):
+        count += 1
+        place = f"{source.name}:{line}"
+        if cut:
+            report.add(f"texts cut behind {LONGEST_TEXT >> 20} million characters, at the end of a line", place)
+        there = there or bool(text.strip())
+        yield from _sound([(place, text)], lambda text, place: _document(text, place, report), faults)
+    if not there:
         raise DataError(f"{source.name}: expected text, found none")
-    lines = itertools.accumulate((part.count("\n") + (separator or "").count("\n") for part in parts), initial=1)
-    placed = ((f"{source.name}:{line}", part) for line, part in zip(lines, parts, strict=False))
-    yield from _sound(placed, lambda part, place: _document(part, place, report), faults)
+    if separator and count == 1:
+        report.add(f"texts without the separator {separator!r}, each one document", source.name)
 
 
 def _document(text: str, place: str, report: Report) -> Record | None:

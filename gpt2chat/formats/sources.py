@@ -19,7 +19,7 @@ from typing import IO, Any
 from gpt2chat.errors import ConfigError, DataError
 from gpt2chat.records import Faults, Report
 
-HEAD = 1 << 16  # characters
+HEAD, LONGEST_TEXT = 1 << 16, 8 << 20  # characters
 PIECE = 1 << 20  # bytes that are decoded at a time
 ESCAPED = re.compile(r"[\udc80-\udcff]+")  # what Python makes of bytes that are not UTF-8
 SUFFIXES = (".txt", ".md", ".markdown", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
@@ -91,6 +91,25 @@ class Source:
     def text(self) -> str:
         """Return all of it; line ends become line feeds."""
         return "".join(self.pieces()).replace("\r\n", "\n")
+
+    def documents(self, separator: str | None) -> Iterator[tuple[int, str, bool]]:
+        """Yield (line, text, whether it was cut) of what stands between separators, or of all.
+
+        Line ends become line feeds. A text of more than LONGEST_TEXT is cut at the end of a line.
+        """
+        rest, line = "", 1
+        for piece in self.pieces():
+            rest = (rest + piece).replace("\r\n", "\n")
+            *whole, rest = rest.split(separator) if separator else [rest]
+            for text in whole:
+                yield line, text, False
+                line += text.count("\n") + str(separator).count("\n")
+            while len(rest) > LONGEST_TEXT:
+                at = rest.rfind("\n", 0, LONGEST_TEXT) + 1 or LONGEST_TEXT
+                yield line, rest[:at], True
+                line += rest.count("\n", 0, at)
+                rest = rest[at:]
+        yield line, rest, False
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[IO[bytes]]:
