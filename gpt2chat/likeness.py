@@ -80,7 +80,7 @@ class Repeats:
     def late(self) -> int:
         """Return how many repeats there are among those that were not at hand, and forget those."""
         total = sum(len(piece) for piece in self._pieces())
-        parts = -(-total // (4 * PIECE))
+        parts = -(-total // PIECE)
         repeats = 0
         for part in range(parts):  # of the range of digests, so that equal ones meet
             shift = np.uint64(32)
@@ -105,7 +105,7 @@ class Repeats:
 class NearRepeats:
     """Finds texts of nearly the same words (MinHash with bands: Broder 1997), among a limited number of them."""
 
-    MOST = 4_000_000  # pairs of words
+    MOST = 2_000_000  # pairs of words
 
     def __init__(self) -> None:
         self._places: list[str] = []
