@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections import Counter
@@ -55,14 +56,14 @@ ODDITIES = (
 class Check:
     """Reads files as training would and keeps what is to be said about them, in constant memory."""
 
-    def __init__(self, template: Template, max_tokens: int = 1024, show: int = 3) -> None:
+    def __init__(self, template: Template, max_tokens: int = 1024, show: int = 3, report: Report | None = None) -> None:
         self.template, self.max_tokens, self.show = template, max_tokens, show
-        self.report, self.faults, self.tokenizer = Report(), Faults(), Tokenizer.gpt2()
+        self.report, self.faults, self.tokenizer = report or Report(), Faults(), Tokenizer.gpt2()
         self.found: list[str] = []
         self.examples: list[str] = []
         self.lengths: Counter[int] = Counter()
         self.kinds: Counter[str] = Counter()
-        self.learnt = self.cut = 0
+        self.learnt = self.cut = self.too_long = 0
         self._same, self._alike, self._questions, self._near = Repeats(), Repeats(), Repeats(), NearRepeats()
 
     def add(self, source: Source, wanted: str | None = None) -> None:
@@ -72,10 +73,10 @@ class Check:
 
     def records(self, source: Source, wanted: str | None = None) -> Iterator[Record]:
         """Read one file as `add` does and yield its records, those that repeat an earlier one left out."""
-        count = 0
+        count, before = 0, self.faults.count
         try:
             reading = read(source, self.report, wanted, faults=self.faults)
-            for group in in_groups(reading.records):
+            for group in in_groups(self._until_fault(reading.records)):
                 count += len(group)
                 texts = [_text(record) for record in group]
                 folded = [text.casefold() for text in texts]
@@ -85,10 +86,19 @@ class Check:
                     self._measure(record, example)
                     if not self._repeats(record, text, lower):
                         yield record
-            self.found.append(f"{source.name}: {reading.form}, {count} record{'s' * (count != 1)}")
+            faults = self.faults.count - before
+            errors = f", {faults} error{'s' * (faults != 1)}" if faults else ""
+            self.found.append(f"{source.name}: {reading.form}, {count} record{'s' * (count != 1)}{errors}")
+        except DataError as error:  # its form cannot be told
+            self.faults.add(error)
+            self.found.append(f"{source.name}: not read, see the error")
+
+    def _until_fault(self, records: Iterator[Record]) -> Iterator[Record]:
+        """Yield records up to a fault after which nothing can be read."""
+        try:
+            yield from records
         except DataError as error:
             self.faults.add(error)
-            self.found.append(f"{source.name}: {count} records, up to a fault")
 
     def compare(self, source: Source, wanted: str | None = None) -> None:
         """Read held-out data and note what is in the data already read, up to case, marks and blanks."""
@@ -104,9 +114,9 @@ class Check:
     def finish(self) -> None:
         """Note what can only be known at the end: records that are nearly the same, and repeats of long data."""
         for place, earlier in self._near.found():
-            self.report.add("records that are nearly an earlier one", f"{place} (as {earlier.rpartition(': ')[2]})")
+            self.report.add("records that are nearly an earlier one", f"{place} (as {os.path.basename(earlier)})")
         if self._near.full:
-            self.report.note("records that are nearly the same were looked for in the first", len(self._near))
+            self.report.note("records, the first ones, were compared for being nearly the same", len(self._near))
         same = self._same.late()
         if same:
             self.report.note("records further on that repeat another one", same)
@@ -129,6 +139,7 @@ class Check:
         else:
             self.kinds["conversations"] += 1
             if length > self.max_tokens:
+                self.too_long += 1
                 self.cut += length - self.max_tokens
                 self.report.add(f"conversations longer than {self.max_tokens} tokens", record.place)
                 if not any(mask[: self.max_tokens]):
@@ -157,10 +168,10 @@ class Check:
     def to_dict(self) -> dict[str, Any]:
         """Return the figures for JSON."""
         found, counts = self.report.found, self.report.counts
-        tokens, records = sum(length * count for length, count in self.lengths.items()), self.lengths.total()
+        tokens = sum(length * count for length, count in self.lengths.items())
         return {
             "files": self.found,
-            "errors": self.faults.kept,
+            "errors": self.faults.lines(),
             "error_count": self.faults.count,
             "notes": {kind: {"count": counts[kind], "places": places[:20]} for kind, places in found.items()},
             "conversations": self.kinds["conversations"],
@@ -169,7 +180,7 @@ class Check:
             "learnt_tokens": self.learnt,
             "median": percentile(self.lengths, 0.5),
             "longest": max(self.lengths, default=0),
-            "too_long": sum(n for length, n in self.lengths.items() if length > self.max_tokens) if records else 0,
+            "too_long": self.too_long,
             "cut_share": round(self.cut / tokens, 4) if tokens else 0.0,
         }
 

@@ -49,7 +49,8 @@ def render_records(
                     f"{record.place}: expected at most {max_tokens} tokens with markers, got {len(example.ids)}: "
                     "shorten it, raise --max_length, or pass --too_long skip or --too_long cut"
                 )
-            report.add(f"records of more than {max_tokens} tokens, {too_long}", record.place.rpartition(": ")[2])
+            done = {"skip": "skipped", "cut": "cut"}[too_long]
+            report.add(f"records of more than {max_tokens} tokens, {done}", record.place)
             if too_long == "skip":
                 continue
             example = Example(example.ids[:max_tokens], example.loss_mask[:max_tokens])

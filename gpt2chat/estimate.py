@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ TEXT_BLOCK = 256  # ids per row of text when --max_length does not say ...
 CONVERSATION_ROW = 512  # ... and of conversations: single pairs are joined up to this length
 ENOUGH_STEPS = {"conversations": 90, "texts": 50}  # epochs are chosen to reach this many optimizer steps ...
 MOST_EPOCHS = {"conversations": 30, "texts": 10}  # ... but no more passes than this
+FILLED = 0.95  # of a row, as documents come
 EFFICIENCY = 0.4  # of training, measured
 
 
@@ -96,7 +98,8 @@ def rough_run(config: GPT2Config, kind: str, tokens: int) -> tuple[int, int, flo
     `kind` is "conversations" or "texts", `tokens` those of one pass.
     """
     row = min(config.n_ctx, CONVERSATION_ROW if kind == "conversations" else TEXT_BLOCK)
-    steps = max(1, -(-tokens // (row * TrainConfig.batch_size)))
+    rows = math.ceil(tokens / (FILLED * row))
+    steps = max(1, -(-rows // TrainConfig.batch_size))
     epochs = default_epochs(kind, steps)
     dtype = pick_dtype("auto", torch.device("cpu"))
     return epochs, epochs * steps, epochs * tokens / rough_speed(config, dtype)

@@ -24,9 +24,12 @@ def _reread(found: re.Match[str]) -> str:
 
 
 MENDS: tuple[tuple[str, Callable[[str], str]], ...] = (
-    ("whose wrong encoding was undone (Ã© is é again)", lambda text: MISREAD.sub(_reread, text)),
-    ("whose control characters were removed", lambda text: CONTROL.sub("", text)),
-    ("whose halves of characters were removed", lambda text: HALF.sub("", text)),
+    (
+        "whose wrong encoding was undone (Ã© is é again)",
+        lambda text: text if text.isascii() else MISREAD.sub(_reread, text),
+    ),
+    ("whose control characters were removed", lambda text: text if text.isprintable() else CONTROL.sub("", text)),
+    ("whose halves of characters were removed", lambda text: text if text.isascii() else HALF.sub("", text)),
 )
 
 

@@ -27,13 +27,22 @@ class Faults:
     kept: list[str] = field(default_factory=list)
     count: int = 0
     mended: int = 0
+    groups: Counter[str] = field(default_factory=Counter)
 
-    def add(self, fault: object, mended: bool = False) -> None:
-        """Note one more; `mended` says that what it is about is used all the same."""
+    def add(self, fault: object, mended: bool = False, group: str | None = None) -> None:
+        """Note one more; `mended` says that what it is about is used all the same. Of a `group` the first is kept."""
         self.count += 1
         self.mended += mended
-        if len(self.kept) < MOST_PLACES:
+        if group is not None:
+            self.groups[group] += 1
+        if len(self.kept) < MOST_PLACES and (group is None or self.groups[group] == 1):
             self.kept.append(str(fault))
+
+    def lines(self) -> list[str]:
+        """Return what was kept, and how many more there are."""
+        more = [f"{count - 1} more {group}" for group, count in self.groups.items() if count > 1]
+        rest = self.count - len(self.kept) - sum(count - 1 for count in self.groups.values())
+        return [*self.kept, *more, *([f"{rest} more of other kinds"] if rest else [])]
 
 
 @dataclass

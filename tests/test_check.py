@@ -20,7 +20,7 @@ from gpt2chat.errors import DataError
 from gpt2chat.formats import Source, read
 from gpt2chat.likeness import NearRepeats, Repeats
 from gpt2chat.mending import mended
-from gpt2chat.records import MOST_KINDS, MOST_PLACES, Faults, Record, Report
+from gpt2chat.records import MOST_KINDS, Faults, Record, Report
 from gpt2chat.summary import Summary
 from gpt2chat.tokenizer import Tokenizer
 
@@ -124,7 +124,7 @@ def test_a_whole_file_of_another_encoding_takes_no_longer_than_it_should(tmp_pat
             file.write(b'{"user": "\xe9", "bot": "' + b"\xe9 " * 20 + b'"}\n')
     questions, faults = tolerant(tmp_path / "latin")
     assert len(questions) == faults.count == 20_001
-    assert len(faults.kept) == MOST_PLACES
+    assert len(faults.kept) == 1 and faults.lines()[1].startswith("20000 more lines of ")
 
 
 def test_tables_and_transcripts_go_on_behind_a_fault(tmp_path: Path) -> None:
@@ -281,7 +281,9 @@ def test_check_notes_what_is_nearly_the_same_and_what_has_two_answers(place: Pat
     (place / "held.json").write_text(json.dumps([{"user": "Where??", "bot": "Nowhere."}, rows[0]]))
     result = invoke("data", "check", "faq.json", "--heldout", "held.json", "--json")
     notes = json.loads(result.stdout)["notes"]
-    assert notes["records that are nearly an earlier one"]["places"] == ["faq.json:1: record 2 (as record 1)"]
+    assert notes["records that are nearly an earlier one"]["places"] == [
+        "faq.json:1: record 2 (as faq.json:1: record 1)"
+    ]
     assert notes["questions that were answered otherwise before; a model learns to waver"]["count"] == 2
     assert notes["held-out questions that are in the training data too"]["count"] == 1
     assert notes["held-out records that are in the training data too"]["count"] == 1
@@ -460,3 +462,101 @@ def test_a_summary_does_not_grow_with_the_number_of_answers(
         summary.add(Record("p", pair), render(pair, TEMPLATES["chat"], tokenizer))
     assert len(summary.answers) == 10 and len(summary.words) <= 12
     assert summary.lines()[2].startswith("100 words, at least 10 different")
+
+
+# -- what people bring ---------------------------------------------------------------------------------------------
+
+PAIRS_CSV = "question,answer\n" + "".join(f"question {n},answer {n}\n" for n in range(5))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (
+            b"PK\x03\x04" + b"a" * 50,
+            "expected text, found a zip file, perhaps of Excel or Word: save it as CSV (UTF-8)",
+        ),
+        (b"%PDF-1.7\n...", "expected text, found a PDF: save it as text"),
+        ("Frage und Antwort ".encode("utf-16-le"), "found what looks like utf-16-le: pass --encoding utf-16-le"),
+        ("Frage und Antwort ".encode("utf-16-be"), "found what looks like utf-16-be: pass --encoding utf-16-be"),
+        (b'question,answer\n"a,b\nc,d\n', "a quote that opens in this row is not closed"),
+        (b'{"user": "a", "bot": "b\n', "a string goes on over the end of the line: is it cut off, or a quote missing?"),
+        (b'{"user": "a", "bot": "b', "the file ends within a string: it is cut off, or a quote is missing"),
+        (b'{"user": "a", "bot"\n{"user": "c", "bot": "d"}', "the record that begins in line 1 does not end"),
+        ('{“user”: "a", "bot": "b"}'.encode(), "JSON takes straight double quotes"),
+    ],
+)
+def test_what_people_bring_by_mistake_is_told_apart(data: bytes, said: str, place: Path) -> None:
+    (place / "x.csv" if b"question," in data else place / "x.jsonl").write_bytes(data)
+    result = invoke("data", "check", ".", "--show", "0")
+    assert result.exit_code == 1
+    assert said in result.stdout
+
+
+def test_a_byte_order_mark_outweighs_the_encoding_and_utf8_read_otherwise_is_noted(place: Path) -> None:
+    (place / "marked.csv").write_text(PAIRS_CSV.replace("question 0", "Größe"), "utf-16")
+    (place / "plain.csv").write_text(PAIRS_CSV.replace("question 0", "Höhe"), "utf-8")
+    (place / "old.csv").write_text(PAIRS_CSV.replace("question 0", "Länge"), "cp1252")
+    result = invoke("data", "sample", ".", "-n", "20", "--encoding", "cp1252")
+    assert "user: Größe" in result.stdout and "user: Länge" in result.stdout
+    assert "note: 1 files that are UTF-8, read as cp1252 as asked: plain.csv" in result.stderr
+
+
+def test_the_line_that_excel_writes_first_is_passed_over(place: Path) -> None:
+    (place / "faq.csv").write_text("sep=;\n" + PAIRS_CSV.replace(",", ";"))
+    assert tolerant(place / "faq.csv")[0] == [f"question {n}" for n in range(5)]
+
+
+def test_what_stands_before_a_cut_is_read(place: Path) -> None:
+    rng = random.Random(0)
+    rows = [json.dumps({"user": f"question {n} {rng.random()}", "bot": "answer"}) for n in range(2000)]
+    packed = gzip.compress("\n".join(rows).encode())
+    (place / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    found = json.loads(invoke("data", "check", "cut.jsonl.gz", "--json").stdout)
+    assert 800 < found["conversations"] < 1200
+    assert "compression is damaged or cut short" in found["errors"][-1]
+
+
+def test_texts_in_which_people_speak_are_noted(place: Path) -> None:
+    (place / "talk.txt").write_text("Chat export 2025\n\n" + "User: Hi\nBot: Hello\n\n" * 3)
+    result = invoke("data", "check", "talk.txt")
+    assert "lines that begin with User: or Bot:; --format transcript reads them so: talk.txt" in result.stdout
+    assert json.loads(invoke("data", "check", "talk.txt", "--format", "transcript", "--json").stdout)["conversations"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "convert faq.csv faq.csv --to csv",
+        "convert . faq.csv --to csv",
+        "convert faq.csv link.csv --to csv",
+        "split faq.csv --train faq.csv",
+        "split faq.csv --heldout ./faq.csv",
+        "split faq.csv --train a.jsonl --heldout a.jsonl",
+        "check faq.csv --fix faq.csv",
+        "check faq.csv --fix out.csv",
+    ],
+)
+def test_nothing_is_written_over_what_is_read(command: str, place: Path) -> None:
+    (place / "faq.csv").write_text(PAIRS_CSV)
+    (place / "link.csv").symlink_to("faq.csv")
+    result = invoke("data", *command.split())
+    assert result.exit_code == 2, result.output
+    assert (place / "faq.csv").read_text() == PAIRS_CSV
+    assert sorted(path.name for path in place.iterdir()) == ["faq.csv", "link.csv"]
+
+
+def test_a_folder_of_both_kinds_is_mended_and_split_by_its_conversations(place: Path) -> None:
+    (place / "mix").mkdir()
+    (place / "mix" / "faq.csv").write_text(PAIRS_CSV)
+    (place / "mix" / "note.md").write_text("# A text")
+    result = invoke("data", "check", "mix", "--fix", "out.jsonl")
+    assert "records of another kind than the first, left out: check them by themselves: note.md:1" in result.stdout
+    assert len((place / "out.jsonl").read_text().splitlines()) == 5
+    assert invoke("data", "split", "mix").exit_code == 0
+
+
+def test_the_length_that_is_checked_is_that_of_the_model(place: Path) -> None:
+    (place / "long.json").write_text(json.dumps([{"user": "a", "bot": "word " * 600}]))
+    assert json.loads(invoke("data", "check", "long.json", "--json").stdout)["too_long"] == 1
+    assert json.loads(invoke("data", "check", "long.json", "--model", "gpt2", "--json").stdout)["too_long"] == 0

@@ -68,7 +68,7 @@ def test_a_conversation_that_is_too_long_is_refused_skipped_or_cut(tokenizer: To
 
     report = Report()
     assert len(render_records([short, long, mute], CHAT, tokenizer, 20, "skip", report)) == 1
-    assert report.lines() == ["2 records of more than 20 tokens, skip: record 2, record 3"]
+    assert report.lines() == ["2 records of more than 20 tokens, skipped: p: record 2, p: record 3"]
 
     report = Report()
     kept = render_records([short, long, mute], CHAT, tokenizer, 20, "cut", report)

@@ -378,7 +378,11 @@ def test_what_is_not_used_of_a_conversation_is_named(tmp_path: Path) -> None:
         ),
         ("f.csv", "question,answer\na,b,c\n", "f.csv:2: expected 2 columns (question, answer), got 3"),
         ("f.csv", 'question,answer\n"a,b\n', "f.csv:2: not a valid table"),
-        ("f.csv", "ask,reply\na,b\n", "got the keys 'ask', 'reply'"),
+        (
+            "f.csv",
+            "ask,reply\na,b\n",
+            "expected columns named user and bot, question and answer, prompt and completion, or text, found ask",
+        ),
         ("f.csv", "user,user\na,b\n", "expected different names in the header"),
         ("t.txt", "User: hi\nBot: ho\n<|im_start|>", None),
         ("c.txt", "<|im_start|>user\nhi", "c.txt:1: expected <|im_end|> after this message"),

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gpt2chat.cli.options import sources
-from gpt2chat.cli.terminal import RUNTIME_ERROR, SETTINGS, in_words, reports_errors, say
+from gpt2chat.cli.terminal import RUNTIME_ERROR, SETTINGS, in_words, reports_errors, say, shortened
 
 if TYPE_CHECKING:
     from gpt2chat.checking import Check
     from gpt2chat.formats import Source
     from gpt2chat.model import GPT2Config
-    from gpt2chat.records import Record
+    from gpt2chat.records import Record, Report
 
 FILE = click.Path(path_type=Path)
 
@@ -53,7 +53,7 @@ def _records(places: tuple[Path, ...], only: str | None = None, **o: Any) -> Ite
 @click.option("--format", help="What the files are, if it is not seen.")
 @click.option("--encoding", help="Of the files.  [default: UTF-8, or what a byte-order mark says]")
 @click.option("--template", default="chat", help="How turns are written, for counting tokens.")
-@click.option("--max_length", type=click.IntRange(8), default=1024, help="Tokens of the model's context.")
+@click.option("--max_length", type=click.IntRange(8), help="Longest example in tokens.  [default: --model's context]")
 @click.option("--model", default="demo", help="For which steps and time are estimated: demo or a released size.")
 @click.option("--heldout", type=FILE, multiple=True, help="Data to judge with, which should not be in PLACES.")
 @click.option("--show", type=click.IntRange(0), default=3, help="Print so many examples, the learnt part in brackets.")
@@ -67,12 +67,15 @@ def check_command(places: tuple[Path, ...], **o: Any) -> None:
       gpt2chat data check data/conversations.json
       gpt2chat data check "faq/**/*.csv" --fix mended.jsonl
     """
-    from gpt2chat.checking import Check
+    from gpt2chat.records import Report
+
+    report = Report()
+    found, heldout = (sources(each, o["encoding"], report) for each in (places, o["heldout"]))
+    from gpt2chat.checking import Check  # imports torch, for which a wrong path need not wait
     from gpt2chat.conversation import template_named
 
     shape = _shape(o["model"])
-    check = Check(template_named(o["template"]), o["max_length"], o["show"])
-    found, heldout = (sources(each, o["encoding"], check.report) for each in (places, o["heldout"]))
+    check = Check(template_named(o["template"]), o["max_length"] or shape.n_ctx, o["show"], report)
     fixed = {} if o["fix"] is None else _fix(check, found, o["fix"], o["format"])
     if o["fix"] is None:
         for source in found:
@@ -111,19 +114,44 @@ def _fix(check: Check, found: list[Source], path: Path, wanted: str | None) -> d
     from gpt2chat.mending import mended
     from gpt2chat.records import Report
 
-    if path.absolute() in {source.path.absolute() for source in found}:
-        raise ConfigError(f"fix: {path} is what is read and would be overwritten; pass another name")
+    _spare("fix", [path], [source.path for source in found])
+    if path.suffix.lower() in (".csv", ".tsv"):
+        raise ConfigError(
+            f"fix: JSON lines are written; name it {path.with_suffix('.jsonl')}, and data convert it then"
+        )
     report = Report()
     records = mended((record for source in found for record in check.records(source, wanted)), report)
     first = next(records, None)
     if first is None:
         raise DataError("; ".join(["fix: nothing can be used", *check.faults.kept[:3]]))
     form = "text" if isinstance(first.content, str) else "messages"
-    count = write(itertools.chain([first], records), path, form)
+    count = write(_of_a_kind(itertools.chain([first], records), form, report), path, form)
     again = Check(check.template, check.max_tokens, show=0)
     again.add(Source(path, "utf-8"), form)
     again.finish()
     return {"fixed": str(path), "written": count, "mended": report.lines(), "left": again.report.lines()}
+
+
+def _of_a_kind(records: Iterator[Record], form: str, report: Report) -> Iterator[Record]:
+    """Yield the records that `form` has room for; `report` notes the others."""
+    for record in records:
+        if isinstance(record.content, str) == (form == "text"):
+            yield record
+        else:
+            report.add("records of another kind than the first, left out: check them by themselves", record.place)
+
+
+def _spare(option: str, written: Sequence[Path], read: Sequence[Path]) -> None:
+    """Refuse to write over what is read, or twice to one place."""
+    from gpt2chat.errors import ConfigError
+
+    places = [path.resolve() for path in written]
+    inside = {file for place in read for file in (place, *(place.rglob("*") if place.is_dir() else ()))}
+    for path, place in zip(written, places, strict=True):
+        if place in {file.resolve() for file in inside}:
+            raise ConfigError(f"{option}: {path} is what is read and would be overwritten; pass another name")
+    if len(set(places)) < len(places):
+        raise ConfigError(f"{option}: expected different files, got {written[0]} twice")
 
 
 def _forecast(check: Check, name: str, shape: GPT2Config) -> dict[str, Any]:
@@ -137,12 +165,10 @@ def _forecast(check: Check, name: str, shape: GPT2Config) -> dict[str, Any]:
 
 
 def _print(check: Check, figures: dict[str, Any]) -> None:
-    for line in check.found:
+    for line in shortened(check.found):
         click.echo(line)
-    for fault in check.faults.kept:
+    for fault in check.faults.lines():
         click.echo(click.style("error: ", fg="red") + fault)
-    if check.faults.count > len(check.faults.kept):
-        click.echo(f"and {check.faults.count - len(check.faults.kept)} errors more")
     for line in check.report.lines():
         click.echo(f"note: {line}")
     for example in check.examples:
@@ -187,6 +213,7 @@ def convert_command(source: Path, target: Path, to: str, **o: Any) -> None:
     """
     from gpt2chat.formats.writers import write
 
+    _spare("target", [target], [source])
     only = "texts" if to == "text" else "conversations"
     count = write(_records((source,), only, **o), target, to)
     say(f"wrote {count} records to {target}")
@@ -198,8 +225,10 @@ def convert_command(source: Path, target: Path, to: str, **o: Any) -> None:
 @click.option("--seed", type=int, default=0, help="Same seed, same split.")
 @click.option("--train", type=FILE, default="train.jsonl", help="Where the rest goes.")
 @click.option("--heldout", type=FILE, default="heldout.jsonl", help="Where the held-out records go.")
+@click.option("--format", help="What the files are, if it is not seen.")
+@click.option("--encoding", help="Of the files.  [default: UTF-8, or what a byte-order mark says]")
 @reports_errors
-def split_command(places: tuple[Path, ...], fraction: float, seed: int, train: Path, heldout: Path) -> None:
+def split_command(places: tuple[Path, ...], fraction: float, seed: int, train: Path, heldout: Path, **o: Any) -> None:
     """Hold out a FRACTION of the conversations in PLACES to judge with; equal questions stay on one side.
 
     \b
@@ -210,7 +239,8 @@ def split_command(places: tuple[Path, ...], fraction: float, seed: int, train: P
     from gpt2chat.checking import split_by_question
     from gpt2chat.formats.writers import write
 
-    kept, held = split_by_question(list(_records(places)), fraction, seed)
+    _spare("train and heldout", [train, heldout], places)
+    kept, held = split_by_question(list(_records(places, "conversations", **o)), fraction, seed)
     for records, path in ((kept, train), (held, heldout)):
         say(f"wrote {write(records, path, 'messages')} records to {path}")
 
@@ -250,8 +280,10 @@ def stats_command(places: tuple[Path, ...], template: str, as_json: bool, **o: A
 @click.argument("places", nargs=-1, required=True, type=FILE)
 @click.option("-n", "--count", type=click.IntRange(1), default=5, help="How many.")
 @click.option("--seed", type=int, default=0, help="Same seed, same records.")
+@click.option("--format", help="What the files are, if it is not seen.")
+@click.option("--encoding", help="Of the files.  [default: UTF-8, or what a byte-order mark says]")
 @reports_errors
-def sample_command(places: tuple[Path, ...], count: int, seed: int) -> None:
+def sample_command(places: tuple[Path, ...], count: int, seed: int, **o: Any) -> None:
     """Print COUNT records of PLACES, drawn evenly in one pass.
 
     \b
@@ -261,7 +293,7 @@ def sample_command(places: tuple[Path, ...], count: int, seed: int) -> None:
     """
     from gpt2chat.checking import draw
 
-    for record in draw(_records(places), count, seed):
+    for record in draw(_records(places, **o), count, seed):
         click.echo(click.style(record.place, dim=True))
         if isinstance(record.content, str):
             click.echo(record.content)

@@ -14,6 +14,7 @@ import torch
 from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.cli.options import sources
+from gpt2chat.cli.terminal import shortened
 from gpt2chat.conversation import TEMPLATES, Example, Template, template_named
 from gpt2chat.data import Dataset, render_records, split
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
@@ -189,7 +190,7 @@ def _prepare(options: dict[str, Any], base: Checkpoint, library: Library, report
     blocks = render_records(library.texts, base.template, tokenizer, block, "error", report)
     if not conversations and not blocks:
         raise DataError("nothing is left to learn from: " + "; ".join(report.lines()))
-    lines = list(library.found)
+    lines = shortened(library.found)
     kept_pairs, held_pairs = _hold_out("conversations", conversations, options, lines)
     kept_texts, held_texts = _hold_out("text blocks", blocks, options, lines)
     dataset = Dataset(kept_pairs, kept_texts, text_share=options["text_share"])

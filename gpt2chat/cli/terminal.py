@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -57,6 +57,11 @@ def in_words(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} hours"
+
+
+def shortened(lines: Sequence[str], most: int = 12) -> list[str]:
+    """Return one line per file, or of many files the first ones and how many more there are."""
+    return list(lines) if len(lines) <= most else [*lines[: most - 1], f"… and {len(lines) - most + 1} files more"]
 
 
 def program(name: str) -> str:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -17,7 +19,7 @@ from gpt2chat.formats.json_rows import read_rows
 from gpt2chat.formats.rows import KINDS, Kind, Messages, checked, kind_of, read_row
 from gpt2chat.formats.sources import LONGEST_TEXT, Source, expand
 from gpt2chat.formats.tables import read_table, separator_of
-from gpt2chat.formats.transcripts import is_chatml, is_transcript, read_chatml, read_transcript
+from gpt2chat.formats.transcripts import SPOKEN, is_chatml, is_transcript, read_chatml, read_transcript
 from gpt2chat.records import Faults, Record, Report
 from gpt2chat.tokenizer import END_OF_TEXT
 
@@ -109,14 +111,13 @@ def read(
     source = dataclasses.replace(source, faults=faults)
     if not head.strip():
         raise DataError(f"{source.name}: expected text or records, found an empty file")
-    lines = head.splitlines()
+    lines = re.sub("^sep=.\n", "", head).splitlines()  # that is what Excel writes before the header
     kind = None if wanted in ("transcript", "chatml") else wanted
     if JSON_BEGINS.match(head) and (wanted != "text" or '"text"' in head):
         return _rows(source, report, "JSON", read_rows(source), kind, faults)
-    parted = separator_of(lines[0])
-    names = [name.strip().strip('"').lower() for name in lines[0].split(parted)] if parted else []
-    table = any(each.fits(names) for each in KINDS) or source.name.lower().endswith((".csv", ".tsv"))
-    if parted and table and wanted not in ("text", "transcript", "chatml"):
+    _note_encoding(source, report)
+    parted = _table_separator(lines, source.name)
+    if parted and wanted not in ("text", "transcript", "chatml"):
         form = {"\t": "TSV", ",": "CSV"}.get(parted, f"table with {parted}")
         return _rows(source, report, form, read_table(source, parted), kind, faults)
     if wanted == "chatml" or (wanted is None and not as_text and is_chatml(lines)):
@@ -125,9 +126,28 @@ def read(
         return Reading(
             source, "transcript", "conversations", _conversations(source, read_transcript(source), report, faults)
         )
+    if wanted is None and not as_text and sum(map(bool, map(SPOKEN.match, lines))) > 3:
+        report.add("texts with lines that begin with User: or Bot:; --format transcript reads them so", source.name)
     if kind not in (None, "text"):
         raise DataError(f"{source.name}: expected {kind} in JSON or a table, found neither")
     return Reading(source, "text", "texts", _texts(source, report, separator, faults))
+
+
+def _table_separator(lines: list[str], name: str) -> str | None:
+    """Return what parts the columns, if the first line is a header that tells what the rows are, or the name does."""
+    parted = separator_of(lines[0]) if lines else None
+    if parted is None:
+        return None
+    names = [name.strip().strip('"').lower() for name in lines[0].split(parted)]
+    return parted if any(kind.fits(names) for kind in KINDS) or name.lower().endswith((".csv", ".tsv")) else None
+
+
+def _note_encoding(source: Source, report: Report) -> None:
+    """Note a file that is read in another encoding because it was asked for, although it is UTF-8."""
+    if source.encoding and codecs.lookup(source.encoding).name != "utf-8":
+        with contextlib.suppress(DataError):
+            if dataclasses.replace(source, encoding=None).head() != source.head():
+                report.add(f"files that are UTF-8, read as {source.encoding} as asked", source.name)
 
 
 def _rows(
@@ -148,6 +168,11 @@ def _rows(
         if isinstance(kind, Kind):
             break
     if isinstance(kind, DataError):
+        if form != "JSON" and head and isinstance(head[0][1], dict):
+            raise DataError(
+                f"{source.name}:1: expected columns named user and bot, question and answer, prompt and completion, or "
+                f"text, found {', '.join(head[0][1])}: rename them"
+            )
         raise kind
     placed = (
         (f"{source.name}:{line}: record {number}", row)

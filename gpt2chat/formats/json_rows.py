@@ -11,7 +11,16 @@ from gpt2chat.errors import DataError
 from gpt2chat.formats.sources import Source
 
 LONGEST_ROW = 64 << 20  # characters
-UNENDED = ("Expecting ',' delimiter", "Expecting property name")  # where a record goes on into the next one
+UNENDED = (
+    "Expecting ',' delimiter",
+    "Expecting property name",
+    "Expecting ':' delimiter",
+)  # where a record goes on into the next one
+# Python's words for what people do most often, finished.
+WORDS = {
+    "Invalid control character at": "a string goes on over the end of the line: is it cut off, or a quote missing?",
+    "Unterminated string starting at": "the file ends within a string: it is cut off, or a quote is missing",
+}
 BLANK = re.compile(r"[ \t\r\n]*")
 
 
@@ -169,5 +178,8 @@ class _Window:
             hint = f": the record that begins in line {self.line} does not end"
         elif self.text[error.pos : error.pos + 1] == "'":
             hint = ": JSON takes double quotes"
+        elif self.text[error.pos : error.pos + 1] in ("“", "”", "„"):
+            hint = ": JSON takes straight double quotes"
+        words = WORDS.get(error.msg, error.msg)
         column = error.pos - (self.text.rfind("\n", 0, error.pos) + 1) + 1
-        return DataError(f"{self.name}:{line}:{column}: not valid JSON: {error.msg}{hint}")
+        return DataError(f"{self.name}:{line}:{column}: not valid JSON: {words}{hint}")

@@ -171,10 +171,10 @@ def read_row(row: Any, kind: Kind, place: str, report: Report) -> Record | None:
         content = kind.read(row)
     except DataError as error:
         raise DataError(f"{place}: {error}") from None
-    for key in row.keys() - {*kind.keys, *kind.used}:
+    for key in sorted(row.keys() - {*kind.keys, *kind.used}):
         report.add(f"records with the key {key!r}, which is not used", place)
     for item in row[kind.keys[0]] if kind.item else ():
-        for key in item.keys() - kind.item if len(item) > 2 else ():
+        for key in sorted(item.keys() - kind.item) if len(item) > 2 else ():
             report.add(f"messages with the key {key!r}, which is not used", place)
     return checked(content, place, report)
 

@@ -13,8 +13,9 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from gpt2chat.errors import ConfigError, DataError
 from gpt2chat.records import Faults, Report
@@ -33,9 +34,22 @@ BOMS = (  # of UTF-32 before those of UTF-16, with which they begin
 )
 
 
+OFFICE = "save it as CSV (UTF-8) or as text"
+NO_TEXT = {
+    b"PK\x03\x04": ("a zip file, perhaps of Excel or Word", OFFICE),
+    b"\xd0\xcf\x11\xe0": ("a file of Excel or Word", OFFICE),
+    b"%PDF-": ("a PDF", "save it as text"),
+    b"\x89PNG": ("a picture", "pass files of text"),
+    b"\xff\xd8\xff": ("a picture", "pass files of text"),
+    b"\x7fELF": ("a program", "pass files of text"),
+    b"BZh": ("a bzip2 file", "unpack it, or pack it with gzip or xz"),
+    b"\x28\xb5\x2f\xfd": ("a zstd file", "unpack it, or pack it with gzip or xz"),
+}
+
+
 @dataclass(frozen=True)
 class Source:
-    """A file to read; `encoding` None is UTF-8, or what a byte-order mark says.
+    """A file to read; `encoding` None is UTF-8. A byte-order mark says more than either.
 
     With `faults`, lines that are not UTF-8 are noted there and read as cp1252. `in_folder` says that the folder was
     named, not the file.
@@ -55,7 +69,8 @@ class Source:
     def pieces(self) -> Iterator[str]:
         """Yield the decoded text; raises DataError with the line of a byte that cannot be."""
         with self._open() as file:
-            data = file.read(PIECE)
+            data = file.read1(PIECE)
+            self._refuse_programs_files(data)
             encoding = self._encoding(data)
             tolerant = self.faults is not None and encoding in ("utf-8", "utf-8-sig")
             decoder = codecs.getincrementaldecoder(encoding)("surrogateescape" if tolerant else "strict")
@@ -64,7 +79,7 @@ class Source:
                 try:
                     text = decoder.decode(data, final=not data)
                 except UnicodeDecodeError as error:
-                    raise self._undecodable(error.object, error.start, error.encoding, line) from None
+                    raise self._undecodable(error.object, error.start, encoding.removesuffix("-sig"), line) from None
                 if tolerant and not _is_unicode(text):
                     text = self._guessed(text, line)
                 line += text.count("\n")
@@ -72,7 +87,7 @@ class Source:
                     yield text
                 if not data:
                     return
-                data = file.read(PIECE)
+                data = file.read1(PIECE)
 
     def head(self) -> str:
         """Return the first characters, which tell the form."""
@@ -112,7 +127,7 @@ class Source:
         yield line, rest, False
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[IO[bytes]]:
+    def _open(self) -> Iterator[BufferedReader]:
         try:
             with self.path.open("rb") as plain:
                 head = plain.read(6)
@@ -126,13 +141,28 @@ class Source:
         except OSError as error:
             raise DataError(f"{self.name}: cannot be read: {error.strerror or error}") from None
 
+    def _refuse_programs_files(self, head: bytes) -> None:
+        """Raise DataError for what is no text, with the way to make text of it."""
+        for magic, (found, hint) in NO_TEXT.items():
+            if head.startswith(magic):
+                raise DataError(f"{self.name}: expected text, found {found}: {hint}")
+        zeros = (head[:4096:2].count(0), head[1:4096:2].count(0))
+        if (
+            not self.encoding
+            and not head.startswith(tuple(mark for mark, _ in BOMS))
+            and max(zeros) > 0.4 * len(head[:2048])
+        ):
+            guess = "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
+            raise DataError(f"{self.name}: expected UTF-8, found what looks like {guess}: pass --encoding {guess}")
+
     def _encoding(self, head: bytes) -> str:
-        if self.encoding is not None:
+        marked = next((name for mark, name in BOMS if head.startswith(mark)), None)
+        if self.encoding is not None and marked is None:
             try:
                 return codecs.lookup(self.encoding).name
             except LookupError:
                 raise ConfigError(f"encoding: {self.encoding!r} is not known; utf-8, cp1252 and utf-16 are") from None
-        return next((name for mark, name in BOMS if head.startswith(mark)), "utf-8")
+        return marked or "utf-8"
 
     def _guessed(self, text: str, line: int) -> str:
         """Note each line with bytes that are not UTF-8, and return the text with these bytes read as cp1252."""
@@ -144,7 +174,7 @@ class Source:
                 before = text[max(0, counted - 12) : counted].encode("utf-8", "surrogateescape")
                 data = before + text[counted : found.end() + 12].encode("utf-8", "surrogateescape")
                 fault = self._undecodable(data, len(before), "utf-8", at - before.count(b"\n"))
-                self.faults.add(fault, mended=True)
+                self.faults.add(fault, mended=True, group=f"lines of {self.name} are not UTF-8")
                 named = at
         return ESCAPED.sub(lambda m: m[0].encode("utf-8", "surrogateescape").decode("cp1252", "replace"), text)
 

@@ -29,7 +29,9 @@ def read_table(source: Source, separator: str) -> Iterator[tuple[int, Any]]:
     while True:
         try:
             fields = next(rows)
-            if not names:
+            if not names and fields[:1] == ["sep="]:  # what Excel writes before the header
+                pass
+            elif not names:
                 names = [name.strip().lower() for name in fields]
                 if len(set(names)) < len(names):
                     raise DataError(f"{source.name}:1: expected different names in the header, got {', '.join(names)}")
@@ -38,7 +40,8 @@ def read_table(source: Source, separator: str) -> Iterator[tuple[int, Any]]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield line, DataError(f"{source.name}:{line}: not a valid table: {error}")
+            said = "a quote that opens in this row is not closed" if "end of data" in str(error) else error
+            yield line, DataError(f"{source.name}:{line}: not a valid table: {said}")
             if not names:
                 return
         line = rows.line_num + 1
