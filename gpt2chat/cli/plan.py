@@ -164,7 +164,11 @@ def _read(
     separator = separator.replace("\\n", "\n").replace("\\t", "\t") if separator else None  # as typed in a shell
     library, hashes = Library(report, options["format"], separator), dict[str, str]()
     for source, only in sources:
-        library.add(source, only)
+        try:
+            library.add(source, only)
+        except DataError as error:
+            way_out = "" if "goes to --" in str(error) else "; gpt2chat data check names all faults, --fix mends"
+            raise DataError(f"{error}{way_out}") from None
         hashes[source.label or source.path.as_posix()] = hash_file(source.path)
     if not library.conversations and not library.texts:
         raise DataError("nothing is left to learn from: " + "; ".join(report.lines()))
