@@ -103,6 +103,8 @@ class Check:
     def compare(self, source: Source, wanted: str | None = None) -> None:
         """Read held-out data and note what is in the data already read, up to case, marks and blanks."""
         count = 0
+        if self._alike.overflowed:
+            self.report.note("records further on were not compared with the held-out ones", self._alike.beyond)
         for record in read(source, self.report, wanted).records:
             count += 1
             if likeness(_text(record)) in self._alike:
@@ -153,7 +155,7 @@ class Check:
         """Return whether a record repeats an earlier one; note that, and one that is much alike."""
         place = record.place
         alike = self._alike.add(likeness_of(folded))
-        if self._same.add(digest(text)):
+        if self._same.add(digest(record.content)):
             self.report.add("records that repeat an earlier one", place)
             return True
         if alike:

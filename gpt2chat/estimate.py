@@ -57,17 +57,12 @@ def training_memory(config: GPT2Config, rows: int, width: int, targets: int, dty
     kept, parameters = KEPT[dtype], parameter_count(config)
     states = rows * width * config.n_embd * config.n_layer
     dropped = DROPPED * states + ATTENDED * rows * width**2 * config.n_head * config.n_layer
-    loss = (
-        (kept.weight + GRADIENT * (parts > 1)) * parameters
-        + kept.score * -(-targets // 64) * 64 * config.vocab_size
-        + kept.activation * states
-    )
-    gradients = (
-        (kept.weight + GRADIENT) * parameters
-        + kept.returning * states
-        + kept.embedding * config.vocab_size * config.n_embd
-    )
-    return kept.base + max(loss, gradients) + (dropped if config.dropout else 0)
+    loss = kept.score * -(-targets // 64) * 64 * config.vocab_size + kept.activation * states
+    embedding = kept.embedding * config.vocab_size * config.n_embd
+    gradients = GRADIENT * parameters + embedding
+    # From the second part on the gradients are there when the next loss is computed.
+    peak = loss + gradients if parts > 1 else max(loss, gradients + kept.returning * states)
+    return kept.base + kept.weight * parameters + peak + (dropped if config.dropout else 0)
 
 
 def largest_part(dataset: Dataset, config: TrainConfig) -> tuple[int, int, int]:

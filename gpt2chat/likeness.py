@@ -6,11 +6,13 @@ import re
 import tempfile
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import IO
 
 import numpy as np
+
+from gpt2chat.conversation import Message
 
 WORDS = re.compile(r"\w+")
 NO_WORD = bytes(byte for byte in range(128) if not (chr(byte).isalnum() or chr(byte) == "_"))
@@ -22,9 +24,11 @@ BANDS, ROWS = 8, 4  # of a MinHash: texts that share 80 % of their pairs of word
 NEAR = 0.8  # share of the pairs of words, of those of both texts, from which on two are nearly the same
 
 
-def digest(text: str) -> int:
-    """Return 64 bits that tell texts apart within this process."""
-    return hash(text) & MASK
+def digest(content: Sequence[Message] | str) -> int:
+    """Return 64 bits that tell texts or conversations apart within this process."""
+    if isinstance(content, str):
+        return hash(content) & MASK
+    return hash(tuple([(message.role, message.content, message.trained) for message in content])) & MASK
 
 
 def likeness(text: str) -> int:
@@ -57,6 +61,11 @@ class Repeats:
 
     def __bool__(self) -> bool:
         return bool(self._seen)
+
+    @property
+    def beyond(self) -> int:
+        """How many are no longer at hand."""
+        return len(self._late) + (self._file.tell() // 8 if self._file else 0)
 
     @property
     def overflowed(self) -> bool:
@@ -124,7 +133,7 @@ class NearRepeats:
         if self.full:
             return
         words = WORDS.findall(folded)
-        if len(words) < 2:
+        if len(words) < 4:  # one pair in common, or what looks like one, is no likeness
             return
         self._places.append(place)
         self._starts.append(len(self._grams))

@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from transformers import GPT2LMHeadModel
 
 from gpt2chat import pretrained
+from gpt2chat.errors import WeightsError
 from gpt2chat.pretrained.transfer import retry_after
 
 NAME = "someone/small"
@@ -278,6 +279,16 @@ def test_a_repository_or_a_revision_that_is_not_there(hub: Hub, cache: Path) -> 
 def test_a_token_that_cannot_be_sent(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", f"\u00fc{SECRET}")
     fails(cache, "HF_TOKEN holds characters that no token has")
+
+
+def test_a_password_in_the_address_of_a_mirror_is_not_shown(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    direct(monkeypatch, "http://user:s3cretpw@127.0.0.1:9", cache)
+    with pytest.raises(WeightsError) as caught:
+        pretrained.load(NAME)
+    close_session()
+    assert "http://127.0.0.1:9" in str(caught.value) and "s3cretpw" not in str(caught.value)
 
 
 # -- a busy hub ----------------------------------------------------------------------------------------------------

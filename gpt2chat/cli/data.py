@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2chat.cli.options import sources
-from gpt2chat.cli.terminal import RUNTIME_ERROR, SETTINGS, in_words, reports_errors, say, shortened
+from gpt2chat.cli.terminal import RUNTIME_ERROR, SETTINGS, in_words, reports_errors, say, shortened, tolerate_any_text
 
 if TYPE_CHECKING:
     from gpt2chat.checking import Check
@@ -31,6 +31,7 @@ def data_command() -> None:
       gpt2chat data check data/conversations.json
       gpt2chat data convert faq.csv pairs.json --to pairs
     """
+    tolerate_any_text()
 
 
 def _records(places: tuple[Path, ...], only: str | None = None, **o: Any) -> Iterator[Record]:
@@ -76,7 +77,7 @@ def check_command(places: tuple[Path, ...], **o: Any) -> None:
 
     shape = _shape(o["model"])
     check = Check(template_named(o["template"]), o["max_length"] or shape.n_ctx, o["show"], report)
-    fixed = {} if o["fix"] is None else _fix(check, found, o["fix"], o["format"])
+    fixed = {} if o["fix"] is None else _fix(check, found, heldout, o["fix"], o["format"])
     if o["fix"] is None:
         for source in found:
             check.add(source, o["format"])
@@ -105,7 +106,7 @@ def _shape(name: str) -> GPT2Config:
     raise ConfigError(f"model: expected demo or one of {', '.join(MODEL_SIZES)}, got {name!r}")
 
 
-def _fix(check: Check, found: list[Source], path: Path, wanted: str | None) -> dict[str, Any]:
+def _fix(check: Check, found: list[Source], heldout: list[Source], path: Path, wanted: str | None) -> dict[str, Any]:
     """Write what can be used while it is read, read it again, and return what was done and what is left."""
     from gpt2chat.checking import Check
     from gpt2chat.errors import ConfigError, DataError
@@ -114,7 +115,7 @@ def _fix(check: Check, found: list[Source], path: Path, wanted: str | None) -> d
     from gpt2chat.mending import mended
     from gpt2chat.records import Report
 
-    _spare("fix", [path], [source.path for source in found])
+    _spare("fix", [path], [source.path for source in (*found, *heldout)])
     if path.suffix.lower() in (".csv", ".tsv"):
         raise ConfigError(
             f"fix: JSON lines are written; name it {path.with_suffix('.jsonl')}, and data convert it then"
@@ -129,7 +130,12 @@ def _fix(check: Check, found: list[Source], path: Path, wanted: str | None) -> d
     again = Check(check.template, check.max_tokens, show=0)
     again.add(Source(path, "utf-8"), form)
     again.finish()
-    return {"fixed": str(path), "written": count, "mended": report.lines(), "left": again.report.lines()}
+    return {
+        "fixed": str(path),
+        "written": count,
+        "mended": report.lines(),
+        "left": [*again.faults.lines(), *again.report.lines()],
+    }
 
 
 def _of_a_kind(records: Iterator[Record], form: str, report: Report) -> Iterator[Record]:
@@ -148,6 +154,8 @@ def _spare(option: str, written: Sequence[Path], read: Sequence[Path]) -> None:
     places = [path.resolve() for path in written]
     inside = {file for place in read for file in (place, *(place.rglob("*") if place.is_dir() else ()))}
     for path, place in zip(written, places, strict=True):
+        if place.is_dir():
+            raise ConfigError(f"{option}: expected the name of a file, got the folder {path}")
         if place in {file.resolve() for file in inside}:
             raise ConfigError(f"{option}: {path} is what is read and would be overwritten; pass another name")
     if len(set(places)) < len(places):

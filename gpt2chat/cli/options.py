@@ -20,13 +20,28 @@ def sources(places: Iterable[Path], encoding: str | None, report: Report) -> lis
     What else is in a folder is noted in `report`.
     """
     from gpt2chat.cli.terminal import kept_input
+    from gpt2chat.errors import ConfigError
     from gpt2chat.formats import Source, expand
 
     found: list[Source] = []
+    places = list(places)
+    if places.count(Path("-")) > 1:
+        raise ConfigError("-: standard input can be read once, got it twice")
     for place in places:
-        stdin = str(place) == "-"
-        found += [Source(kept_input(), encoding, "standard input")] if stdin else expand([place], encoding, report)
+        if str(place) == "-":
+            found.append(Source(kept_input(None), encoding, "standard input"))
+        elif _is_pipe(place):  # which can be read once
+            found.append(Source(kept_input(place), encoding, str(place)))
+        else:
+            found += expand([place], encoding, report)
     return found
+
+
+def _is_pipe(place: Path) -> bool:
+    try:
+        return place.exists() and not place.is_file() and not place.is_dir()
+    except (OSError, ValueError):  # no name of a file
+        return False
 
 
 def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -140,9 +140,9 @@ def _check(options: dict[str, Any]) -> None:
 def _spare_the_data(files: RunFiles, sources: Iterable[Source]) -> None:
     """Refuse to write over what is read."""
     written = (files.best, files.last, files.metrics, files.curve, files.samples)
-    read = {source.path.absolute() for source in sources}
+    read = {source.path.resolve() for source in sources}
     for path in written:
-        if path.absolute() in read:
+        if path.resolve() in read:
             raise ConfigError(f"save_path: {path} is training data and would be overwritten; pass another name")
 
 

@@ -80,11 +80,23 @@ def _typed(name: str, path: str) -> str:
     return shlex.quote(min(os.path.relpath(path), os.path.abspath(path), key=len))
 
 
-def kept_input() -> Path:
-    """Copy standard input to a temporary file, so that it can be read more than once; it goes with the program."""
+def kept_input(pipe: Path | None) -> Path:
+    """Copy a pipe, or standard input, to a temporary file, which can be read more than once; it goes with the program.
+
+    Raises DataError when it cannot be read or there is no room.
+    """
+    from gpt2chat.errors import DataError
+
     with tempfile.NamedTemporaryFile(prefix="gpt2chat-", delete=False) as kept:
-        shutil.copyfileobj(sys.stdin.buffer, kept)
-    atexit.register(lambda: Path(kept.name).unlink(missing_ok=True))
+        atexit.register(lambda: Path(kept.name).unlink(missing_ok=True))
+        try:
+            with contextlib.nullcontext(sys.stdin.buffer) if pipe is None else pipe.open("rb") as source:
+                shutil.copyfileobj(source, kept)
+        except OSError as error:
+            name = "standard input" if pipe is None else str(pipe)
+            raise DataError(
+                f"{name}: cannot be kept in {kept.name}: {error.strerror}: set TMPDIR to a disk with room"
+            ) from None
     return Path(kept.name)
 
 

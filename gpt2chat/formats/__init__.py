@@ -113,7 +113,7 @@ def read(
         raise DataError(f"{source.name}: expected text or records, found an empty file")
     lines = re.sub("^sep=.\n", "", head).splitlines()  # that is what Excel writes before the header
     kind = None if wanted in ("transcript", "chatml") else wanted
-    if JSON_BEGINS.match(head) and (wanted != "text" or '"text"' in head):
+    if _is_json(head, source, wanted, as_text):
         return _rows(source, report, "JSON", read_rows(source), kind, faults)
     _note_encoding(source, report)
     parted = _table_separator(lines, source.name)
@@ -131,6 +131,13 @@ def read(
     if kind not in (None, "text"):
         raise DataError(f"{source.name}: expected {kind} in JSON or a table, found neither")
     return Reading(source, "text", "texts", _texts(source, report, separator, faults))
+
+
+def _is_json(head: str, source: Source, wanted: str | None, as_text: bool) -> bool:
+    """Whether a file holds JSON; what is to be text and only begins like it does not."""
+    if not JSON_BEGINS.match(head) or wanted in ("transcript", "chatml") or (wanted == "text" and '"text"' not in head):
+        return False
+    return not as_text or not isinstance(next(read_rows(source))[1], DataError)
 
 
 def _table_separator(lines: list[str], name: str) -> str | None:

@@ -53,17 +53,18 @@ def read_rows(source: Source) -> Iterator[tuple[int, Any]]:
     listed = text.skip() == "["
     if listed:
         text.at += 1
-    first = True
+    first, begun = True, False
     while True:
         try:
+            begun = False
             if not _goes_on(text, listed, first):
                 return
-            text.skip()
+            begun = bool(text.skip())
             line = text.line
             value = text.value()
         except DataError as error:
             yield text.line, error
-            if not text.recover():
+            if (begun or text.skip() != "{") and not text.recover():
                 return
             first = True  # no comma is expected before the next record
             continue
@@ -145,7 +146,8 @@ class _Window:
 
     def recover(self) -> bool:
         """Go to the next line that begins with a record, indented as the last one was; False when there is none."""
-        begins = re.compile(rf"\n{'[ ]*' if self._indent is None else self._indent}(?=\{{)")
+        between = r"(?:\n *|\}\s*,?\s*)" if self._indent is None else rf"\n{self._indent}"  # all in one line, or not
+        begins = re.compile(rf"{between}(?=\{{)")
         while not (found := begins.search(self.text, self.at)):
             rest = self.text.rfind("\n", self.at)  # the break itself may belong to what is still to come
             rest = len(self.text) if rest < 0 else rest

@@ -79,6 +79,7 @@ class Source:
                 try:
                     text = decoder.decode(data, final=not data)
                 except UnicodeDecodeError as error:
+                    yield error.object[: error.start].decode(encoding)
                     raise self._undecodable(error.object, error.start, encoding.removesuffix("-sig"), line) from None
                 if tolerant and not _is_unicode(text):
                     text = self._guessed(text, line)
@@ -91,15 +92,20 @@ class Source:
 
     def head(self) -> str:
         """Return the first characters, which tell the form."""
-        return next(self.pieces(), "")[:HEAD]
+        pieces = self.pieces()
+        text = next(pieces, "")
+        return (text if len(text) >= HEAD else text + next(pieces, ""))[:HEAD]
 
     def lines(self) -> Iterator[str]:
-        """Yield the lines without their ends, whether those are of Unix or Windows."""
+        """Yield the lines without their ends, whether those are of Unix, Windows or old Macs."""
         rest = ""
         for piece in self.pieces():
-            *whole, rest = (rest + piece).split("\n")
-            for line in whole:
-                yield line.removesuffix("\r")
+            text = rest + piece
+            held = "\r" if text.endswith("\r") else ""  # its line feed may be still to come
+            text = text.removesuffix("\r").replace("\r\n", "\n").replace("\r", "\n")
+            *whole, rest = text.split("\n")
+            yield from whole
+            rest += held
         if rest:
             yield rest.removesuffix("\r")
 
@@ -159,8 +165,9 @@ class Source:
         marked = next((name for mark, name in BOMS if head.startswith(mark)), None)
         if self.encoding is not None and marked is None:
             try:
+                "".encode(self.encoding)  # which only an encoding of text can
                 return codecs.lookup(self.encoding).name
-            except LookupError:
+            except (LookupError, UnicodeError):
                 raise ConfigError(f"encoding: {self.encoding!r} is not known; utf-8, cp1252 and utf-16 are") from None
         return marked or "utf-8"
 

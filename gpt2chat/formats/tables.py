@@ -40,7 +40,8 @@ def read_table(source: Source, separator: str) -> Iterator[tuple[int, Any]]:
         except StopIteration:
             return
         except csv.Error as error:
-            said = "a quote that opens in this row is not closed" if "end of data" in str(error) else error
+            said = "a quote that opens in this row is not closed" if "end of data" in str(error) else str(error)
+            said += f"; lines {line} to {rows.line_num} were not read" if rows.line_num > line else ""
             yield line, DataError(f"{source.name}:{line}: not a valid table: {said}")
             if not names:
                 return

@@ -57,10 +57,10 @@ def read_chatml(source: Source) -> Iterator[tuple[int, tuple[Message, ...] | Dat
     A fault is a DataError in the place of messages; the conversation it is in is left out.
     """
     begun, opened, messages, blank, lost = 1, 0, list[tuple[str, list[str]]](), True, False
-    for number, line in enumerate(source.lines(), 1):
-        found = BEGIN.match(line) if not opened else None
+    for number, line in _split_behind_ends(source):
+        found = BEGIN.match(line)
         role = SPEAKERS.get(found[1].lower()) if found else None
-        begins = role not in (None, "assistant") and (role == "system" or blank)
+        begins = role not in (None, "assistant") and (role == "system" or blank) and not opened
         blank = not line.strip()
         if begins and messages:
             yield begun, _finished(messages)
@@ -68,10 +68,11 @@ def read_chatml(source: Source) -> Iterator[tuple[int, tuple[Message, ...] | Dat
             messages, lost = [], False
         if lost or (blank and not opened):
             continue
-        if role is None and not opened:
-            expected, got = ("user, assistant or system", found[1]) if found else ("<|im_start|>", line[:40])
+        if (role is None or opened) and (found or not opened):
+            expected = END if opened else "user, assistant or system" if found else "<|im_start|>"
+            got = found[1] if found and not opened else line[:40]
             yield number, DataError(f"{source.name}:{number}: expected {expected}, got {got!r}")
-            messages, lost = [], True
+            messages, lost, opened = [], True, 0
             continue
         if role is not None and found:
             begun, opened = begun if messages else number, number
@@ -86,6 +87,16 @@ def read_chatml(source: Source) -> Iterator[tuple[int, tuple[Message, ...] | Dat
         yield opened, DataError(f"{place}: expected {END} after this message, found the end of the file")
     elif messages:
         yield begun, _finished(messages)
+
+
+def _split_behind_ends(source: Source) -> Iterator[tuple[int, str]]:
+    """Yield (line, text) of each line, cut behind each end of a message."""
+    for number, line in enumerate(source.lines(), 1):
+        parts = line.split(END)
+        for part in parts[:-1]:
+            yield number, part + END
+        if parts[-1] or len(parts) == 1:
+            yield number, parts[-1]
 
 
 def _finished(messages: list[tuple[str, list[str]]]) -> tuple[Message, ...]:

@@ -176,7 +176,6 @@ def _is_complete(folder: Path) -> bool:
 
 def _reason(error: Exception, repository: str, revision: str) -> tuple[str, bool]:
     """Return what went wrong, and whether it may pass, so that the cache is worth a look."""
-    from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -184,7 +183,7 @@ def _reason(error: Exception, repository: str, revision: str) -> tuple[str, bool
         RevisionNotFoundError,
     )
 
-    place, response = constants.ENDPOINT, transfer.response_of(error)
+    place, response = transfer.endpoint(), transfer.response_of(error)
     if isinstance(error, transfer.WrongAnswer):
         return f"{error}: try again", True
     if isinstance(error, HFValidationError):

@@ -123,7 +123,7 @@ def _receive(url: str, part: Path, file: RepoSibling) -> None:
         if start is None:
             if response.status_code != 200:
                 part.unlink(missing_ok=True)
-            raise WrongAnswer(f"{constants.ENDPOINT} does not send {file.rfilename} as it lists it ({size} bytes)")
+            raise WrongAnswer(f"{endpoint()} does not send {file.rfilename} as it lists it ({size} bytes)")
         part.touch()
         shown = {"total": size, "initial": start, "unit": "B", "unit_scale": True, "desc": file.rfilename[-40:]}
         with part.open("r+b") as out, tqdm(**shown, disable=None, name="huggingface_hub.http_get") as bar:
@@ -215,21 +215,27 @@ def _pause(error: Exception, usual: float, passing: tuple[str, ...]) -> float | 
 
 
 def _tell_pause(error: Exception, wait: float) -> None:
-    from huggingface_hub import constants
 
     if wait <= SILENT_WAIT:
         return
     response = response_of(error)
     if response is None:
-        _tell(f"the connection to {constants.ENDPOINT} broke off: trying again in {wait:.0f} seconds")
+        _tell(f"the connection to {endpoint()} broke off: trying again in {wait:.0f} seconds")
     elif retry_after(response.headers):
-        _tell(f"{constants.ENDPOINT} asks to wait {wait:.0f} seconds")
+        _tell(f"{endpoint()} asks to wait {wait:.0f} seconds")
     else:
-        _tell(f"{constants.ENDPOINT} answers {response.status_code}: trying again in {wait:.0f} seconds")
+        _tell(f"{endpoint()} answers {response.status_code}: trying again in {wait:.0f} seconds")
 
 
 def _tell(line: str) -> None:
     logging.getLogger(__name__).warning(line)
+
+
+def endpoint() -> str:
+    """Return the hub's address as messages show it: without a password that may be in it."""
+    from huggingface_hub import constants
+
+    return re.sub(r"//[^/@]*@", "//", constants.ENDPOINT)
 
 
 def response_of(error: Exception) -> Any:
