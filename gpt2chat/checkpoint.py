@@ -198,6 +198,9 @@ def unpickle(path: Path | BinaryIO, mapped: bool, records: Records | None = None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the age of a pickle or of a kind of tensor
+            if isinstance(path, Path) and path.suffix == ".safetensors":  # which torch takes at its word
+                with path.open("rb") as file:
+                    return torch.load(file, map_location=check, weights_only=True)
             return torch.load(path, map_location=check, weights_only=True, mmap=mapped)
     except CheckpointError:
         raise

@@ -276,3 +276,20 @@ def test_a_folder_that_is_no_model_is_told_what_was_found(tmp_path: Path) -> Non
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(WeightsError, match=r"expected config\.json with .* found notes\.txt"):
         pretrained.load(str(tmp_path) + os.sep)
+
+
+def test_what_is_not_read_of_a_place_is_named(tmp_path: Path) -> None:
+    model = reference()
+    model.save_pretrained(tmp_path / "two")
+    torch.save(model.state_dict(), tmp_path / "two" / "pytorch_model.bin")
+    assert "1 entries left out: pytorch_model.bin" in pretrained.load(str(tmp_path / "two")).about["form"]
+    torch.save({**nanogpt(model), "ema": dict(model.state_dict())}, tmp_path / "ckpt.pt")
+    assert "ema" in pretrained.load(str(tmp_path / "ckpt.pt")).about["form"]
+
+
+def test_the_name_of_a_file_does_not_tell_what_is_in_it(tmp_path: Path) -> None:
+    model = reference()
+    torch.save(plain(model), tmp_path / "zip.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in plain(model).items()}, tmp_path / "safe.bin")
+    one, other = (pretrained.load(str(tmp_path / name)).weights for name in ("zip.safetensors", "safe.bin"))
+    assert set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)

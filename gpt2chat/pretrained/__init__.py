@@ -108,7 +108,9 @@ def load_place(path: Path, name: str, adapters: bool = True) -> Checkpoint:
         return checkpoint.load(path)  # which says what is missing
     stored = read_folder(path) if path.is_dir() else read_file(path)
     try:
-        return _assemble(stored, translate(stored.tensors), name)
+        weights = translate(stored.tensors)
+        weights.left_out += stored.left_out
+        return _assemble(stored, weights, name)
     except (WeightsError, CheckpointError, ConfigError) as error:
         raise WeightsError(f"{stored.path}: {error}") from error
 

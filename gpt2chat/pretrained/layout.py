@@ -42,8 +42,8 @@ class Weights:
         if self.zero_biases:
             parts.append(f"{self.zero_biases} biases that it does not have taken as zero")
         if self.left_out:
-            shown = ", ".join(self.left_out[:3]) + (", …" if len(self.left_out) > 3 else "")
-            parts.append(f"{len(self.left_out)} entries left out that are no weights: {shown}")
+            shown = ", ".join(self.left_out[:6]) + (", …" if len(self.left_out) > 6 else "")
+            parts.append(f"{len(self.left_out)} entries left out: {shown}")
         return "; ".join(parts)
 
 

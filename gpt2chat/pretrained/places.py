@@ -35,6 +35,7 @@ class Stored:
     shape: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] | None = None
     mapped: bool = True
+    left_out: list[str] = field(default_factory=list)
 
 
 def read_folder(folder: Path) -> Stored:
@@ -42,7 +43,7 @@ def read_folder(folder: Path) -> Stored:
     names = sorted(entry.name for entry in folder.iterdir())
     if CONFIG in names:
         config = read_json(folder / CONFIG)
-        return Stored(folder, _read_transformers(folder, names), config=config)
+        return _read_transformers(folder, names, config)
     if index := find_index(folder):
         return _read_tensorflow(index)
     files = [folder / name for name in names if name.endswith((".pt", ".pth", ".bin", ".safetensors"))]
@@ -55,24 +56,27 @@ def read_folder(folder: Path) -> Stored:
     )
 
 
-def _read_transformers(folder: Path, names: list[str]) -> dict[str, object]:
-    for name in WEIGHT_FILES:
-        if name in names:
-            return _read_tensors(folder / name)
-        if name + INDEX in names:
-            return _read_shards(folder / (name + INDEX))
+def _read_transformers(folder: Path, names: list[str], config: dict[str, Any]) -> Stored:
+    known = [name + end for name in WEIGHT_FILES for end in ("", INDEX) if name + end in names]
+    if known:
+        place = folder / known[0]
+        tensors, unlisted = _read_shards(place) if known[0].endswith(INDEX) else (_read_tensors(place), [])
+        return Stored(folder, tensors, config=config, left_out=[*unlisted, *known[1:]])
     partial = [name for name in names if name.endswith((".incomplete", ".part", ".tmp", ".crdownload"))]
     hint = f"; {partial[0]} is an unfinished download" if partial else ""
     raise WeightsError(f"{folder}: expected {' or '.join(WEIGHT_FILES)} beside {CONFIG}, found none{hint}")
 
 
-def _read_shards(index: Path) -> dict[str, object]:
-    """Read a model that was split over several files, each tensor from the file that the index names."""
+def _read_shards(index: Path) -> tuple[dict[str, object], list[str]]:
+    """Read a model that was split over several files, each tensor from the file that the index names.
+
+    Returns the tensors, and the names of those that the index does not place where they are.
+    """
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
         raise WeightsError(f"{index}: expected weight_map, a file for each tensor")
     beside = os.listdir(index.parent)
-    tensors: dict[str, object] = {}
+    tensors, unlisted = dict[str, object](), list[str]()
     for file in sorted(set(listed.values())):
         if Path(file).name != file:
             raise WeightsError(f"{index}: expected files beside it, found {file!r}")
@@ -83,7 +87,8 @@ def _read_shards(index: Path) -> dict[str, object]:
         if absent := [name for name in wanted if name not in shard]:
             raise WeightsError(f"{index.parent / file}: expected {absent[0]}, which {index.name} places there")
         tensors.update((name, shard[name]) for name in wanted)
-    return tensors
+        unlisted += [f"{name} in {file}" for name in shard if name not in wanted]
+    return tensors, unlisted
 
 
 def _read_tensorflow(index: Path) -> Stored:
@@ -106,7 +111,8 @@ def read_file(path: Path) -> Stored:
         shape = {name: facts.get("block_size" if name == "n_ctx" else name) for name in SHAPE}
     for name in INSIDE:
         if isinstance(inner := content.get(name), dict):
-            return Stored(path, _named(inner, path), shape)
+            rest = [str(key) for key, value in content.items() if key != name and isinstance(value, (dict, Tensor))]
+            return Stored(path, _named(inner, path), shape, left_out=rest)
     beside = path.parent / CONFIG
     return Stored(path, content, shape, read_json(beside) if beside.is_file() else None)
 
