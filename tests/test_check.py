@@ -540,6 +540,7 @@ def test_texts_in_which_people_speak_are_noted(place: Path) -> None:
     [
         "convert faq.csv faq.csv --to csv",
         "convert . faq.csv --to csv",
+        "convert f*.csv faq.csv --to csv",
         "convert faq.csv link.csv --to csv",
         "split faq.csv --train faq.csv",
         "split faq.csv --heldout ./faq.csv",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -152,7 +153,8 @@ def _spare(option: str, written: Sequence[Path], read: Sequence[Path]) -> None:
     from gpt2chat.errors import ConfigError
 
     places = [path.resolve() for path in written]
-    inside = {file for place in read for file in (place, *(place.rglob("*") if place.is_dir() else ()))}
+    named = [*read, *(Path(file) for place in read for file in glob.glob(str(place), recursive=True))]
+    inside = {file for place in named for file in (place, *(place.rglob("*") if place.is_dir() else ()))}
     for path, place in zip(written, places, strict=True):
         if place.is_dir():
             raise ConfigError(f"{option}: expected the name of a file, got the folder {path}")
