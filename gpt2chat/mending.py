@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from gpt2chat.records import Record, Report
-from gpt2chat.tokenizer import END_OF_TEXT
+from gpt2chat.tokenizer import END_OF_TEXT, LONE_SURROGATE
 
 UNDEFINED = "\x81\x8d\x8f\x90\x9d"  # bytes that cp1252 leaves open; programs pass them through
 BEYOND_ASCII = bytes(range(0x80, 0x100)).decode("cp1252", "ignore") + UNDEFINED
@@ -16,7 +16,6 @@ MISREAD = re.compile(f"[ÂÃÅÆË]{FOLLOWS}|â{FOLLOWS}{{2}}|ð{FOLLOWS}{{3}}")
 # What no sound text holds. A quotation mark, dash or hard blank behind a capital letter proves nothing: “IRMÔ.
 CERTAIN = re.compile("Ã[¡-ª¬-º¼-¿ƒŠŒŽšœžŸ†‡ˆ‰™˜€]|â€[™œ˜\x9d“”¦¢]|â‚¬|ðŸ|Â[¡-ª¬-º¼-¿]")
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-HALF = re.compile(r"[\ud800-\udfff]")
 
 
 def _reread(text: str) -> str:
@@ -35,7 +34,7 @@ def _as_utf8(found: re.Match[str]) -> str:
 MENDS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("whose wrong encoding was undone (Ã© is é again)", _reread),
     ("whose control characters were removed", lambda text: text if text.isprintable() else CONTROL.sub("", text)),
-    ("whose halves of characters were removed", lambda text: text if text.isascii() else HALF.sub("", text)),
+    ("whose halves of characters were removed", lambda text: text if text.isascii() else LONE_SURROGATE.sub("", text)),
 )
 
 

@@ -7,6 +7,7 @@ import codecs
 import contextlib
 import hashlib
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from importlib import resources
@@ -18,6 +19,7 @@ from gpt2chat.errors import GPT2ChatError
 
 RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 END_OF_TEXT = "<|endoftext|>"
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")  # half of a character, which no UTF-8 file can hold
 # GPT-2's split pattern (openai/gpt-2, encoder.py): contractions, words, numbers, signs, white space.
 SPLIT_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 # The same for texts that are cut before the last of several blanks, where it need not look ahead.

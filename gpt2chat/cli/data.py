@@ -85,7 +85,8 @@ def check_command(places: tuple[Path, ...], **o: Any) -> None:
     for source in heldout:
         check.compare(source, o["format"])
     check.finish()
-    figures = {**check.to_dict(), **_forecast(check, o["model"], shape), **fixed}
+    figures = check.to_dict()
+    figures |= _forecast(figures, o["model"], shape) | fixed
     if o["as_json"]:
         click.echo(json.dumps(figures, ensure_ascii=False))
     else:
@@ -164,13 +165,12 @@ def _spare(option: str, written: Sequence[Path], read: Sequence[Path]) -> None:
         raise ConfigError(f"{option}: expected different files, got {written[0]} twice")
 
 
-def _forecast(check: Check, name: str, shape: GPT2Config) -> dict[str, Any]:
+def _forecast(figures: dict[str, Any], name: str, shape: GPT2Config) -> dict[str, Any]:
     """Return how many steps a run with the defaults of `train` takes, and about how many minutes."""
     from gpt2chat.estimate import rough_run
 
-    kind = "conversations" if check.kinds["conversations"] else "texts"
-    tokens = sum(length * count for length, count in check.lengths.items())
-    epochs, steps, seconds = rough_run(shape, kind, tokens)
+    kind = "conversations" if figures["conversations"] else "texts"
+    epochs, steps, seconds = rough_run(shape, kind, figures["tokens"])
     return {"model": name, "epochs": epochs, "steps": steps, "minutes": round(seconds / 60, 2)}
 
 

@@ -7,7 +7,6 @@ of ShareGPT; instruction/input/output Alpaca's; prompt/completion that of comple
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +14,10 @@ from typing import Any
 from gpt2chat.conversation import Message
 from gpt2chat.errors import DataError
 from gpt2chat.records import Record, Report
-from gpt2chat.tokenizer import END_OF_TEXT
+from gpt2chat.tokenizer import END_OF_TEXT, LONE_SURROGATE
 
 Messages = tuple[Message, ...]
 Content = Messages | str
-LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 SPEAKERS = {
     "user": "user",
     "human": "user",

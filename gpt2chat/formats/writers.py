@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from gpt2chat.conversation import Message
 from gpt2chat.errors import ConfigError, DataError
 from gpt2chat.files import atomic_writer
 from gpt2chat.records import Record
+from gpt2chat.tokenizer import LONE_SURROGATE
 
-HALF = re.compile(r"[\ud800-\udfff]")  # of a character, which UTF-8 cannot hold
 Messages = tuple[Message, ...]
 
 
@@ -89,7 +88,7 @@ def write(records: Iterable[Record], path: Path, form: str) -> int:
     with atomic_writer(path) as file:
         for piece in _pieces(records, form, path.suffix.lower() == ".json"):
             count += 1
-            file.write(HALF.sub("\ufffd", piece).encode("utf-8"))
+            file.write(LONE_SURROGATE.sub("\ufffd", piece).encode("utf-8"))
         if form != "csv" and path.suffix.lower() == ".json":
             file.write(b"\n]\n" if count else b"[]\n")
     return count
