@@ -73,45 +73,41 @@ class Check:
 
     def records(self, source: Source, wanted: str | None = None) -> Iterator[Record]:
         """Read one file as `add` does and yield its records, those that repeat an earlier one left out."""
-        count, before = 0, self.faults.count
+        for group in in_groups(self._read(source, wanted)):
+            texts = [_text(record) for record in group]
+            folded = [text.casefold() for text in texts]
+            self._look_for_oddities(group, texts, folded)
+            examples = rendered(group, self.template, self.tokenizer)
+            for (record, example), text, lower in zip(examples, texts, folded, strict=True):
+                self._measure(record, example)
+                if not self._repeats(record, text, lower):
+                    yield record
+
+    def _read(self, source: Source, wanted: str | None, held_out: str = "") -> Iterator[Record]:
+        """Yield the records of a file up to a fault after which nothing can be read; note what it is."""
+        form, count, before = "", 0, self.faults.count
         try:
             reading = read(source, self.report, wanted, faults=self.faults)
-            for group in in_groups(self._until_fault(reading.records)):
-                count += len(group)
-                texts = [_text(record) for record in group]
-                folded = [text.casefold() for text in texts]
-                self._look_for_oddities(group, texts, folded)
-                examples = rendered(group, self.template, self.tokenizer)
-                for (record, example), text, lower in zip(examples, texts, folded, strict=True):
-                    self._measure(record, example)
-                    if not self._repeats(record, text, lower):
-                        yield record
-            faults = self.faults.count - before
-            errors = f", {faults} error{'s' * (faults != 1)}" if faults else ""
-            self.found.append(f"{source.name}: {reading.form}, {count} record{'s' * (count != 1)}{errors}")
-        except DataError as error:  # its form cannot be told
-            self.faults.add(error)
-            self.found.append(f"{source.name}: not read, see the error")
-
-    def _until_fault(self, records: Iterator[Record]) -> Iterator[Record]:
-        """Yield records up to a fault after which nothing can be read."""
-        try:
-            yield from records
+            form = reading.form
+            for record in reading.records:
+                count += 1
+                yield record
         except DataError as error:
             self.faults.add(error)
+        faults = self.faults.count - before
+        errors = f", {faults} error{'s' * (faults != 1)}" if faults else ""
+        read_to = f"{form}, {count} record{'s' * (count != 1)}{held_out}{errors}"
+        self.found.append(f"{source.name}: {read_to if form else 'not read, see the error'}")
 
     def compare(self, source: Source, wanted: str | None = None) -> None:
         """Read held-out data and note what is in the data already read, up to case, marks and blanks."""
-        count = 0
         if self._alike.overflowed:
             self.report.note("records further on were not compared with the held-out ones", self._alike.beyond)
-        for record in read(source, self.report, wanted).records:
-            count += 1
+        for record in self._read(source, wanted, " held out"):
             if likeness(_text(record)) in self._alike:
                 self.report.add("held-out records that are in the training data too", record.place)
             elif (question := _single_question(record)) is not None and likeness(question) in self._questions:
                 self.report.add("held-out questions that are in the training data too", record.place)
-        self.found.append(f"{source.name}: {count} held out")
 
     def finish(self) -> None:
         """Note what can only be known at the end: records that are nearly the same, and repeats of long data."""

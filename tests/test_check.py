@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_cli import environment, invoke
+from helpers_cli import environment, invoke, spawn
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -516,6 +516,48 @@ def test_a_byte_order_mark_outweighs_the_encoding_and_utf8_read_otherwise_is_not
 def test_the_line_that_excel_writes_first_is_passed_over(place: Path) -> None:
     (place / "faq.csv").write_text("sep=;\n" + PAIRS_CSV.replace(",", ";"))
     assert tolerant(place / "faq.csv")[0] == [f"question {n}" for n in range(5)]
+
+
+def test_fields_keep_their_line_ends_and_rows_their_lines(place: Path) -> None:
+    (place / "t.csv").write_bytes(b'user,bot\r\n"a\r\nb",c\r\n"d\ne\rf",g\r\nh,"i\r\n')
+    faults = Faults()
+    records = list(read(Source(place / "t.csv"), Report(), faults=faults).records)
+    assert [record.content[0].content for record in records] == ["a\r\nb", "d\ne\rf"]
+    assert [record.place for record in records] == [f"{place}/t.csv:2: record 1", f"{place}/t.csv:4: record 2"]
+    assert "t.csv:7: not a valid table: a quote that opens in this row is not closed" in faults.kept[0]
+
+
+def test_a_transcript_begins_anew_behind_a_question_without_an_answer(place: Path) -> None:
+    (place / "t.txt").write_text("User: a\n\nSystem: s\n\nUser: c\nBot: d\n")
+    report = Report()
+    records = list(read(Source(place / "t.txt"), report).records)
+    assert [[message.content for message in record.content] for record in records] == [["s", "c", "d"]]
+    assert report.lines() == ["1 records without an answer to learn, left out: t.txt:1"]
+
+
+def test_what_would_steer_a_terminal_is_written_out(place: Path) -> None:
+    steering = "\x1b]0:title\x07 \x9b31m \r \x00"
+    (place / "t.jsonl").write_text(json.dumps({"user": f"hi {steering} there", "bot": "yes", steering: 1}))
+    (place / "t.csv").write_text(f"a{steering},b\n1,2\n", newline="")
+    for command in (["check"], ["sample"], ["check", "t.csv"], ["sample", "t.csv"]):
+        result = invoke("data", command[0], command[-1] if command[1:] else "t.jsonl")
+        assert not set(result.stdout + result.stderr) & set("\x1b\x07\x9b\r\x00")
+        assert "\\x1b]0:title\\x07" in result.stdout + result.stderr
+
+
+def test_a_terminated_command_leaves_nothing_half_written(place: Path) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from gpt2chat.cli import main\n"
+        "from gpt2chat.formats import writers\n"
+        "row = writers._row\n"
+        "writers._row = lambda *a: (os.kill(os.getpid(), signal.SIGTERM), row(*a))[1]\n"
+        "main(['data', 'convert', 'pairs.jsonl', 'out.jsonl', '--to', 'messages'])\n"
+    )
+    (place / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
+    ended = spawn(["-c", script], place)
+    assert ended.returncode == 128 + 15 and ended.stderr.strip() == "interrupted"
+    assert [path.name for path in place.iterdir()] == ["pairs.jsonl"]
 
 
 def test_what_stands_before_a_cut_is_read(place: Path) -> None:

@@ -19,7 +19,7 @@ from gpt2chat.formats.writers import TARGETS, write
 from gpt2chat.records import Record, Report
 from gpt2chat.tokenizer import END_OF_TEXT, Tokenizer
 
-WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), min_size=1, max_size=12)
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 SAID = WORDS.map(str.strip).filter(lambda text: bool(text) and END_OF_TEXT not in text)
 SYSTEM = st.lists(SAID.map(lambda text: Message("system", text)), max_size=1)
 PAIR = st.tuples(SAID, SAID).map(lambda both: [Message("user", both[0]), Message("assistant", both[1])])
@@ -157,7 +157,18 @@ def test_check_finds_held_out_records_that_are_trained_on(place: Path) -> None:
     (place / "held.jsonl").write_text("\n".join(json.dumps(row) for row in ({"user": "HI", "bot": "hello"}, ROWS[8])))
     result = invoke("data", "check", "train.jsonl", "--heldout", "held.jsonl")
     assert "note: 1 held-out records that are in the training data too: held.jsonl:1: record 1" in result.stdout
-    assert "held.jsonl: 2 held out" in result.stdout
+    assert "held.jsonl: pairs (user/bot) in JSON, 2 records held out" in result.stdout
+
+
+def test_a_fault_in_held_out_data_is_named_and_the_report_goes_on(place: Path) -> None:
+    (place / "train.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS[:5]))
+    (place / "held.jsonl").write_text(json.dumps(ROWS[0]) + "\n{broken\n" + json.dumps(ROWS[8]))
+    (place / "sheet.csv").write_bytes(b"PK\x03\x04")
+    result = invoke("data", "check", "train.jsonl", "--heldout", "held.jsonl", "--heldout", "sheet.csv")
+    assert result.exit_code == 1
+    assert "held.jsonl: pairs (user/bot) in JSON, 2 records held out, 1 error" in result.stdout
+    assert "error: held.jsonl:2:" in result.stdout and "error: sheet.csv: expected text, found a zip" in result.stdout
+    assert "held-out records that are in the training data too: held.jsonl:1" in result.stdout
 
 
 def test_check_names_what_has_no_answer_within_the_context(place: Path) -> None:

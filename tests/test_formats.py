@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -424,6 +425,26 @@ def test_folders_patterns_and_near_names(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected data files .* found none"):
         (tmp_path / "empty").mkdir()
         expand([tmp_path / "empty"])
+
+
+def test_what_a_folder_holds_is_used_or_named(tmp_path: Path) -> None:
+    for folder in ("one", "other", ".git"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "faq.jsonl").write_text('{"user": "a", "bot": "b", "id": 1}')
+    (tmp_path / "one" / ".note.txt").write_text("hidden")
+    (tmp_path / "linked.txt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "another").symlink_to(tmp_path / "one")
+    os.mkfifo(tmp_path / "pipe.txt")
+    report = Report()
+    sources = expand([tmp_path], report=report)
+    assert [source.path.parent.name for source in sources] == ["one", "other"]
+    assert report.lines() == [
+        "3 links to folders or to nothing, pipes and devices in folders, left out: another, linked.txt, pipe.txt",
+        "2 hidden files of folders, left out: .git, one/.note.txt",
+    ]
+    for source in sources:
+        list(formats.read(source, report).records)
+    assert report.lines()[2].endswith("not used: one/faq.jsonl:1: record 1, other/faq.jsonl:1: record 1")
 
 
 @pytest.mark.parametrize("packed", [gzip.compress, lzma.compress])

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2chat.cli.options import sources
-from gpt2chat.cli.terminal import RUNTIME_ERROR, SETTINGS, in_words, reports_errors, say, shortened, tolerate_any_text
+from gpt2chat.cli.terminal import (
+    RUNTIME_ERROR,
+    SETTINGS,
+    in_words,
+    reports_errors,
+    say,
+    shortened,
+    tolerate_any_text,
+    visible,
+)
 
 if TYPE_CHECKING:
     from gpt2chat.checking import Check
@@ -46,7 +55,7 @@ def _records(places: tuple[Path, ...], only: str | None = None, **o: Any) -> Ite
         if not (source.in_folder and reading.is_left_out(only, report)):
             yield from reading.records
     for line in report.lines():
-        say(f"note: {line}")
+        say(f"note: {visible(line)}")
 
 
 @data_command.command("check", context_settings=SETTINGS)
@@ -176,13 +185,13 @@ def _forecast(figures: dict[str, Any], name: str, shape: GPT2Config) -> dict[str
 
 def _print(check: Check, figures: dict[str, Any]) -> None:
     for line in shortened(check.found):
-        click.echo(line)
+        click.echo(visible(line))
     for fault in check.faults.lines():
-        click.echo(click.style("error: ", fg="red") + fault)
+        click.echo(click.style("error: ", fg="red") + visible(fault))
     for line in check.report.lines():
-        click.echo(f"note: {line}")
+        click.echo(f"note: {visible(line)}")
     for example in check.examples:
-        click.echo(f"example: {example}")
+        click.echo(f"example: {visible(example)}")
     kinds = f"{figures['conversations']} conversations, {figures['texts']} texts"
     click.echo(f"{kinds}, {figures['tokens']} tokens, of which {figures['learnt_tokens']} are learnt")
     if check.lengths:
@@ -202,7 +211,7 @@ def _print(check: Check, figures: dict[str, Any]) -> None:
             click.echo(f"mended: {check.faults.mended} lines that are not UTF-8, read as cp1252 (see the errors)")
         for kind in ("mended", "left"):
             for line in figures[kind]:
-                click.echo(f"{kind}: {line}")
+                click.echo(f"{kind}: {visible(line)}")
 
 
 @data_command.command("convert", context_settings=SETTINGS)
@@ -306,8 +315,8 @@ def sample_command(places: tuple[Path, ...], count: int, seed: int, **o: Any) ->
     for record in draw(_records(places, **o), count, seed):
         click.echo(click.style(record.place, dim=True))
         if isinstance(record.content, str):
-            click.echo(record.content)
+            click.echo(visible(record.content))
         else:
             for message in record.content:
-                click.echo(f"{message.role}: {message.content}")
+                click.echo(f"{message.role}: {visible(message.content)}")
         click.echo()

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import functools
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -31,6 +32,7 @@ SETTINGS = {
 RUNTIME_ERROR, USAGE_ERROR = 1, 2
 NEEDED = ("torch", "numpy", "tiktoken", "tqdm", "safetensors", "huggingface_hub")
 INSTALL = "activate the environment (. .venv/bin/activate), or install with: pip install -c constraints.txt -e ."
+STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 ROOM_SECONDS = 2.0  # between two tries to write on a full disk
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -100,6 +102,11 @@ def kept_input(pipe: Path | None) -> Path:
     return Path(kept.name)
 
 
+def visible(text: str) -> str:
+    """Return text from a file with what would steer the terminal written out, such as \\x1b."""
+    return STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def tolerate_any_text() -> None:
     """Let odd bytes and narrow encodings become replacement characters instead of ending a chat."""
     for stream in (sys.stdin, sys.stdout):
@@ -109,8 +116,13 @@ def tolerate_any_text() -> None:
 
 def fail(message: str, code: int) -> NoReturn:
     """Print one line and leave."""
-    say(click.style("error: ", fg="red") + " ".join(message.split()))
+    say(click.style("error: ", fg="red") + visible(" ".join(message.split())))
     sys.exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """End the work as Ctrl-C would, so that nothing half-written stays behind."""
+    raise Interrupted(number)
 
 
 def reports_errors(function: Command) -> Command:
@@ -120,6 +132,7 @@ def reports_errors(function: Command) -> Command:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
             click.get_current_context().color = False
+        before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             return function(*args, **kwargs)
         except ConfigError as error:
@@ -139,6 +152,8 @@ def reports_errors(function: Command) -> Command:
             if error.name not in NEEDED:
                 raise
             fail(f"{error.name} is not installed for {sys.executable}: {INSTALL}", RUNTIME_ERROR)
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     return wrapper  # type: ignore[return-value]
 

@@ -23,6 +23,7 @@ from gpt2chat.records import Faults, Report
 HEAD, LONGEST_TEXT = 1 << 16, 8 << 20  # characters
 PIECE = 1 << 20  # bytes that are decoded at a time
 ESCAPED = re.compile(r"[\udc80-\udcff]+")  # what Python makes of bytes that are not UTF-8
+LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)")
 SUFFIXES = (".txt", ".md", ".markdown", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 PACKED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open}
 BOMS = (  # of UTF-32 before those of UTF-16, with which they begin
@@ -98,16 +99,22 @@ class Source:
 
     def lines(self) -> Iterator[str]:
         """Yield the lines without their ends, whether those are of Unix, Windows or old Macs."""
+        for line in self.whole_lines():
+            yield line.rstrip("\r\n")
+
+    def whole_lines(self) -> Iterator[str]:
+        """Yield the lines with their ends, as they stand there."""
         rest = ""
         for piece in self.pieces():
             text = rest + piece
-            held = "\r" if text.endswith("\r") else ""  # its line feed may be still to come
-            text = text.removesuffix("\r").replace("\r\n", "\n").replace("\r", "\n")
-            *whole, rest = text.split("\n")
-            yield from whole
-            rest += held
+            end = len(text) - text.endswith("\r")  # its line feed may be still to come
+            at = 0
+            for found in LINE.finditer(text, 0, end):
+                at = found.end()
+                yield found[0]
+            rest = text[at:]
         if rest:
-            yield rest.removesuffix("\r")
+            yield rest
 
     def text(self) -> str:
         """Return all of it; line ends become line feeds."""
@@ -225,15 +232,20 @@ def expand(places: Sequence[str | Path], encoding: str | None = None, report: Re
 
 
 def _inside(folder: Path, report: Report) -> list[Path]:
-    there = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
-    files = [file for file in there if _is_data(file)]
-    for file in there:
-        if not _is_data(file):
-            report.add("files of folders that are not named as data is, left out", str(file))
+    files, hidden = list[Path](), set[Path]()
+    for place in sorted(folder.rglob("*")):
+        parts = place.relative_to(folder).parts
+        begun = next((number for number, part in enumerate(parts, 1) if part.startswith(".")), 0)
+        if begun:
+            hidden.add(folder.joinpath(*parts[:begun]))
+        elif place.is_file() and _is_data(place):
+            files.append(place)
+        elif place.is_file():
+            report.add("files of folders that are not named as data is, left out", str(place))
+        elif place.is_symlink() or not place.is_dir():
+            report.add("links to folders or to nothing, pipes and devices in folders, left out", str(place))
+    for place in sorted(hidden):
+        report.add("hidden files of folders, left out", str(place))
     if not files:
         raise DataError(f"{folder}: expected data files ({', '.join(SUFFIXES)}, also .gz and .xz) in it, found none")
     return files

@@ -23,7 +23,7 @@ def separator_of(head: str) -> str | None:
 def read_table(source: Source, separator: str) -> Iterator[tuple[int, Any]]:
     """Yield (line, row) of each row, by the names in the header; a fault is a DataError in the place of a row."""
     csv.field_size_limit(LONGEST_FIELD)
-    rows = csv.reader((line + "\n" for line in source.lines()), delimiter=separator, strict=True)
+    rows = csv.reader(source.whole_lines(), delimiter=separator, strict=True)
     line = 1
     names: list[str] = []
     while True:

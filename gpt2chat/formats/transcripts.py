@@ -36,7 +36,7 @@ def read_transcript(source: Source) -> Iterator[tuple[int, tuple[Message, ...] |
         found = SPOKEN.match(line)
         if found:
             role = SPEAKERS[found[1].lower()]
-            if blank and role != "assistant" and any(speaker == "assistant" for speaker, _ in messages):
+            if blank and role != "assistant" and any(speaker != "system" for speaker, _ in messages):
                 yield begun, _finished(messages)
                 messages = []
             begun = begun if messages else number
