@@ -666,10 +666,11 @@ ADAPTERS: dict[str, tuple[Damage, str]] = {
     "another kind": (adapter_config(peft_type="IA3"), "expected peft_type LORA, found 'IA3'"),
     "no kind": (adapter_config(peft_type=None), "expected peft_type LORA, found None"),
     "DoRA": (adapter_config(use_dora=True), "use_dora is not supported"),
-    "patterns of ranks": (adapter_config(rank_pattern={"c_attn": 3}), "rank_pattern is not supported"),
-    "patterns of alphas": (adapter_config(alpha_pattern={"c_attn": 3}), "alpha_pattern is not supported"),
-    "biases": (adapter_config(bias="all"), "bias 'all' is not supported"),
-    "modules of its own": (adapter_config(modules_to_save=["wte"]), "modules_to_save is not supported"),
+    "a rank of a pattern": (adapter_config(rank_pattern={"c_attn": 3}), "do not fit .* with the rank 3"),
+    "no rank in a pattern": (adapter_config(rank_pattern={"c_attn": "2"}), "r: expected a whole number above 0"),
+    "no alpha in a pattern": (adapter_config(alpha_pattern={"c_attn": None}), "lora_alpha: expected a number"),
+    "patterns in a list": (adapter_config(alpha_pattern=["c_attn"]), "alpha_pattern: expected names with numbers"),
+    "a pattern that is none": (adapter_config(r=1, rank_pattern={"c_attn(": 2}), "with the rank 1"),
     "a start that changed the base": (adapter_config(init_lora_weights="pissa"), "init_lora_weights 'pissa' is not"),
     "a start by a number": (adapter_config(init_lora_weights=[7]), "init_lora_weights .7. is not supported"),
     "an adapter for some tokens": (adapter_config(alora_invocation_tokens=[995]), "alora_invocation_tokens is not"),
@@ -703,11 +704,34 @@ ADAPTERS: dict[str, tuple[Damage, str]] = {
         lora(lambda t: t.update({n.replace("attn.c_attn", "ln_1"): t.pop(n) for n in list(t)})),
         r"do not fit \(16,\)",
     ),
-    "an embedding": (
+    "half an embedding": (
         lora(lambda t: t.update({"base_model.model.transformer.wte.lora_embedding_A": torch.ones(2, TOKENS)})),
-        "expected lora_A and lora_B of linear layers alone, found .*lora_embedding_A",
+        "wte.weight: expected lora_A, lora_B",
     ),
-    "a bias": (lora(lambda t: t.update({f"{PLACE}.base_layer.bias": torch.ones(48)})), "linear layers alone"),
+    "an embedding with a dimension more": (
+        lora(lambda t: t.update({f"{PLACE}.lora_embedding_{part}": torch.ones(2, 2, 2) for part in "AB"})),
+        "stored twice|do not fit",
+    ),
+    "a vector of magnitudes": (
+        lora(lambda t: t.update({f"{PLACE}.lora_magnitude_vector": torch.ones(48)})),
+        "expected lora_A and lora_B of linear layers and embeddings, found .*magnitude",
+    ),
+    "a short bias": (
+        lora(lambda t: t.update({f"{PLACE}.base_layer.bias": torch.ones(47)})),
+        r"c_attn.bias: expected the shape \(48,\), found \(47,\)",
+    ),
+    "an unknown bias": (
+        lora(lambda t: t.update({"score.weight": torch.ones(2)})),
+        "score.weight: expected a weight",
+    ),
+    "a bias of NaN": (
+        lora(lambda t: t.update({f"{PLACE}.bias": torch.full((48,), float("nan"))})),
+        "c_attn.bias: holds NaN",
+    ),
+    "two biases": (
+        lora(lambda t: t.update({f"{PLACE}.bias": torch.ones(48), f"{PLACE}.base_layer.bias": torch.ones(48)})),
+        "bias: stored twice",
+    ),
     "stored twice": (
         lora(lambda t: t.update({f"{PLACE}.lora_A.default.weight": torch.zeros(2, 16)})),
         "lora_A.*: stored twice",

@@ -250,6 +250,56 @@ def test_an_adapter_is_merged_into_its_base(rank_stabilised: bool, model: GPT2LM
     assert "2 weights changed by a LoRA adapter" in loaded.about["form"]
 
 
+@pytest.mark.parametrize("changed_part", ["lm_head", "wte", "lora_embedding", "ensured"])
+def test_an_adapter_with_patterns_and_weights_of_its_own(
+    changed_part: str, model: GPT2LMHeadModel, tmp_path: Path
+) -> None:
+    """What peft computes: a pattern is the end of a name; a changed embedding leaves the head as it was."""
+    model.save_pretrained(tmp_path / "base")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "base_model_name_or_path": "../base", "r": 4, "lora_alpha": 8, "bias": "all"}
+    config |= {
+        "rank_pattern": {"attn.c_proj": 2, "h.0.attn.c_attn": 3},
+        "alpha_pattern": {r"1\.mlp.c_\w+": 5, "proj": 99},
+    }
+    config |= {"modules_to_save": ["ln_f", changed_part], "ensure_weight_tying": changed_part == "ensured"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    changed, prefix = reference(n_embd=64, n_head=1), "base_model.model.transformer."
+    ranks_and_alphas = {"h.0.attn.c_attn": (3, 8), "h.1.attn.c_proj": (2, 8), "h.1.mlp.c_proj": (4, 5)}
+    tensors = {f"{prefix}ln_f.weight": torch.randn(64), f"{prefix}h.0.attn.c_attn.base_layer.bias": torch.randn(192)}
+    tensors[f"{prefix}h.0.mlp.c_fc.weight"] = torch.randn(64, 256) * 0.1
+    changed.transformer.ln_f.weight.data = tensors[f"{prefix}ln_f.weight"]
+    changed.transformer.h[0].attn.c_attn.bias.data = tensors[f"{prefix}h.0.attn.c_attn.base_layer.bias"]
+    changed.transformer.h[0].mlp.c_fc.weight.data = tensors[f"{prefix}h.0.mlp.c_fc.weight"]
+    for name, (rank, alpha) in ranks_and_alphas.items():
+        weight = changed.transformer.get_submodule(name).weight
+        a, b = torch.randn(rank, weight.shape[0]) * 0.1, torch.randn(weight.shape[1], rank) * 0.1
+        tensors |= {f"{prefix}{name}.lora_A.weight": a, f"{prefix}{name}.lora_B.weight": b}
+        weight.data += alpha / rank * (b @ a).t()
+    before = changed.transformer.wte.weight.data
+    moved = before + torch.randn_like(before) * 0.1
+    if changed_part == "lora_embedding":
+        a, b = torch.randn(4, len(before)) * 0.1, torch.randn(64, 4) * 0.1
+        tensors |= {f"{prefix}wte.lora_embedding_A": a, f"{prefix}wte.lora_embedding_B": b}
+        moved = before + 2 * (b @ a).t()
+    else:
+        tensors["base_model.model.lm_head.weight" if changed_part == "lm_head" else f"{prefix}wte.weight"] = moved
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    changed.transformer.wte.weight = torch.nn.Parameter(before if changed_part == "lm_head" else moved)
+    changed.lm_head.weight = torch.nn.Parameter(moved if changed_part in ("lm_head", "ensured") else before)
+    loaded = pretrained.load(str(adapter))
+    torch.testing.assert_close(logits(loaded), expected(changed), rtol=0, atol=1e-5)
+    assert loaded.config.tie_word_embeddings == (changed_part == "ensured")
+
+
+@pytest.mark.parametrize("name", ["gelu_new", "gelu_pytorch_tanh"])
+def test_both_names_of_the_activation_are_known(name: str, model: GPT2LMHeadModel, tmp_path: Path) -> None:
+    model.config.activation_function = name
+    model.save_pretrained(tmp_path / "any")
+    torch.testing.assert_close(logits(pretrained.load(str(tmp_path / "any"))), expected(model), rtol=0, atol=1e-5)
+
+
 def test_loading_in_bfloat16_rounds_each_weight_once(model: GPT2LMHeadModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "any")
     built = pretrained.load(str(tmp_path / "any")).build_model(torch.bfloat16)

@@ -125,7 +125,9 @@ def _load_adapted(folder: Path, name: str) -> Checkpoint:
     changed = adapter.merge(folder, entries_of(base.weights), base.mapped)
     form = f"{len(changed)} weights changed by a LoRA adapter on {name_of(base)}"
     weights = as_weights({**entries_of(base.weights), **changed})
-    return dataclasses.replace(base, weights=weights, about={**base.about, "base": name, "form": form})
+    tied = base.config.tie_word_embeddings and "lm_head.weight" not in changed
+    config = dataclasses.replace(base.config, tie_word_embeddings=tied)
+    return dataclasses.replace(base, config=config, weights=weights, about={**base.about, "base": name, "form": form})
 
 
 def _relative(base: str, folder: Path) -> str:
@@ -190,14 +192,14 @@ def read_config(data: dict[str, Any]) -> GPT2Config:
     if data.get("model_type") != "gpt2":
         raise WeightsError(f"config.json: expected model_type gpt2, found {data.get('model_type')!r}")
     plain = {
-        "activation_function": "gelu_new",
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one function
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
     }
     for key, expected in plain.items():
-        if data.get(key, expected) != expected:
-            raise WeightsError(f"config.json: {key}: expected {expected!r} as in GPT-2, found {data[key]!r}")
+        if data.get(key, expected[0]) not in expected:
+            raise WeightsError(f"config.json: {key}: expected {expected[0]!r} as in GPT-2, found {data[key]!r}")
     n_embd = data.get("n_embd", 768)
     if type(n_embd) is int and data.get("n_inner") not in (None, 4 * n_embd):
         raise WeightsError(f"config.json: n_inner: expected {4 * n_embd} as in GPT-2, found {data['n_inner']!r}")

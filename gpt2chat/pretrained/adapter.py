@@ -1,5 +1,8 @@
 """PEFT's LoRA adapters: a folder with adapter_config.json, merged into the weights of its base model.
 
+Beside the pairs A, B an adapter may hold weights whole, which replace those of the base model: biases, and those of
+`modules_to_save`.
+
 A merged weight is W + scale * B A (Hu et al. 2021, arXiv:2106.09685), scale = alpha / r, or alpha / sqrt(r) with
 rank-stabilised LoRA (Kalajdzievski 2023, arXiv:2312.03732).
 """
@@ -15,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from gpt2chat.errors import WeightsError
-from gpt2chat.pretrained.layout import WRAPPERS, check_dense
+from gpt2chat.pretrained.layout import LINEAR, WRAPPERS, check_dense
 from gpt2chat.pretrained.places import read_file, read_json
 from gpt2chat.weights import Computed, Entry, is_finite
 
@@ -23,11 +26,13 @@ CONFIG = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 # What may be set without changing W + scale * B A. All else that is set is refused, as what later versions of peft add.
 KNOWN = """
-    auto_mapping base_model_name_or_path bias ensure_weight_tying eva_config exclude_modules
+    alpha_pattern auto_mapping base_model_name_or_path bias ensure_weight_tying eva_config exclude_modules
     fan_in_fan_out inference_mode init_lora_weights layers_pattern layers_to_transform lora_alpha lora_dropout
-    megatron_core merge_weights peft_type peft_version qalora_group_size r revision target_modules task_type use_rslora
+    megatron_core merge_weights modules_to_save peft_type peft_version qalora_group_size r rank_pattern revision
+    target_modules task_type use_rslora
 """
 STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")  # those that leave the base model as it is
+PART = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?")
 
 
 def is_adapter(folder: Path) -> bool:
@@ -51,28 +56,47 @@ def revision_of(folder: Path) -> str | None:
     return revision or None
 
 
-def merge(folder: Path, weights: Mapping[str, Entry], mapped: bool) -> dict[str, Computed]:
+def merge(folder: Path, weights: Mapping[str, Entry], mapped: bool) -> dict[str, Entry]:
     """Return the weights that an adapter changes, in our names; raises WeightsError."""
-    config = read_json(folder / CONFIG)
-    rank, scale = _rank_and_scale(config, folder / CONFIG)
+    config = _checked(read_json(folder / CONFIG), folder / CONFIG)
     files = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not files:
         raise WeightsError(f"{folder}: expected {' or '.join(WEIGHT_FILES)} beside {CONFIG}, found neither")
-    merged: dict[str, Computed] = {}
-    for name, parts in _pairs(read_file(files[0]).tensors, files[0]).items():
+    pairs, whole = _pairs(read_file(files[0]).tensors, files[0])
+    merged = _replaced(whole, weights, mapped, files[0])
+    for name, parts in pairs.items():
         a, b, weight = parts.get("A"), parts.get("B"), weights.get(name)
         if a is None or b is None or weight is None:
             raise WeightsError(f"{files[0]}: {name}: expected lora_A, lora_B and such a weight in the base model")
         shape = tuple(weight.shape)
+        rank, scale = _rank_and_scale(config, name.removesuffix(".weight"), folder / CONFIG)
         if len(shape) != 2 or [tuple(a.shape), tuple(b.shape)] != [(rank, shape[1]), (shape[0], rank)]:
             raise WeightsError(
                 f"{files[0]}: {name}: A {tuple(a.shape)} and B {tuple(b.shape)} do not fit {shape} "
                 f"with the rank {rank} of {CONFIG}"
             )
-        merged[name] = _sum(weight, a, b, scale)
-        if not is_finite(merged[name], mapped):
+        merged[name] = total = _sum(weight, a, b, scale)
+        if not is_finite(total, mapped):
             raise WeightsError(f"{files[0]}: {name}: holds NaN or infinity when it is added to the base model")
+    embedding, head = "wte.weight", "lm_head.weight"
+    if embedding in merged and not {head} & {*merged, *weights} and not config.get("ensure_weight_tying"):
+        merged[head] = weights[embedding]  # as in peft, which changes the embedding alone
     return merged
+
+
+def _replaced(whole: Mapping[str, Tensor], weights: Mapping[str, Entry], mapped: bool, path: Path) -> dict[str, Entry]:
+    """Return the weights that an adapter holds whole, in our layout and in the types of those they replace."""
+    replaced: dict[str, Entry] = {}
+    for name, stored in whole.items():
+        before = weights.get(name, weights["wte.weight"] if name == "lm_head.weight" else None)
+        tensor = stored.t() if name.endswith(LINEAR) and stored.dim() == 2 else stored
+        if before is None or tensor.shape != before.shape:
+            expected = "a weight of the base model" if before is None else f"the shape {tuple(before.shape)}"
+            raise WeightsError(f"{path}: {name}: expected {expected}, found {tuple(tensor.shape)}")
+        replaced[name] = tensor.to(before.dtype)
+        if not is_finite(tensor, mapped):
+            raise WeightsError(f"{path}: {name}: holds NaN or infinity")
+    return replaced
 
 
 def _sum(weight: Entry, a: Tensor, b: Tensor, scale: float) -> Computed:
@@ -85,15 +109,26 @@ def _sum(weight: Entry, a: Tensor, b: Tensor, scale: float) -> Computed:
     return Computed(weight.shape, weight.dtype, rows, (weight,) if isinstance(weight, Tensor) else weight.sources)
 
 
-def _rank_and_scale(config: dict[str, Any], path: Path) -> tuple[int, float]:
+def _checked(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return an adapter's config; raises WeightsError for what is not supported."""
     if config.get("peft_type") != "LORA":
         raise WeightsError(f"{path}: expected peft_type LORA, found {config.get('peft_type')!r}")
     found = [name for name, value in config.items() if value and name not in KNOWN.split()]
     found += [f"init_lora_weights {start!r}" for start in [config.get("init_lora_weights")] if start not in STARTS]
-    found += [f"bias {bias!r}" for bias in [config.get("bias")] if bias not in (None, "none")]
     if found:
         raise WeightsError(f"{path}: {found[0]} is not supported: merge the adapter with peft's merge_and_unload first")
-    rank, alpha = config.get("r"), config.get("lora_alpha")
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(config.get(pattern) or {}, dict):
+            raise WeightsError(f"{path}: {pattern}: expected names with numbers, found {config[pattern]!r}")
+    return config
+
+
+def _rank_and_scale(config: dict[str, Any], module: str, path: Path) -> tuple[int, float]:
+    """Return those of one module, which a pattern may set apart: its name, or the end of it behind a dot."""
+    rank, alpha = (
+        next((value for key, value in (config.get(pattern) or {}).items() if _names(key, module)), config.get(default))
+        for pattern, default in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
+    )
     if type(rank) is not int or not 0 < rank <= 1 << 20:
         raise WeightsError(f"{path}: r: expected a whole number above 0, the rank, found {rank!r}")
     if not isinstance(alpha, (int, float)) or not abs(alpha) <= 1 << 20:
@@ -101,18 +136,32 @@ def _rank_and_scale(config: dict[str, Any], path: Path) -> tuple[int, float]:
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _pairs(stored: Any, path: Path) -> dict[str, dict[str, Tensor]]:
-    """Return our name of each touched weight -> its A (rank, in) and B (out, rank)."""
-    pairs: dict[str, dict[str, Tensor]] = {}
+def _names(pattern: str, module: str) -> bool:
+    """Whether a pattern of peft, a regular expression for the end of a name, is that of a module."""
+    try:
+        return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", f"transformer.{module}") is not None
+    except re.error:
+        return False
+
+
+def _pairs(stored: Any, path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """Return our name of each touched weight -> its A (rank, in) and B (out, rank); and what is stored whole."""
+    pairs, whole = dict[str, dict[str, Tensor]](), dict[str, Tensor]()
     for name, tensor in stored.items():
-        found = re.fullmatch(r"(.+)\.lora_([AB])(?:\.default)?\.weight", name)
-        if found is None or not isinstance(tensor, Tensor):
-            raise WeightsError(f"{path}: expected lora_A and lora_B of linear layers alone, found {name}")
+        if not isinstance(tensor, Tensor):
+            raise WeightsError(f"{path}: expected tensors, found {name}")
         check_dense(f"{path}: {name}", tensor)
-        pair = pairs.setdefault(f"{WRAPPERS.sub('', found[1])}.weight", {})
-        if found[2] in pair:
+        found = PART.fullmatch(name)
+        if found is None and ".lora_" in name:
+            raise WeightsError(f"{path}: expected lora_A and lora_B of linear layers and embeddings, found {name}")
+        place, part = (found[1] + ".weight", found[3]) if found else (name.replace(".base_layer.", "."), "")
+        if found and found[2]:  # an embedding is laid out the other way round
+            tensor, part = tensor.t() if tensor.dim() == 2 else tensor, {"A": "B", "B": "A"}[part]
+        ours = WRAPPERS.sub("", place)
+        kept = pairs.setdefault(ours, {}) if found else whole
+        if (part or ours) in kept:
             raise WeightsError(f"{path}: {name}: stored twice under different names")
-        pair[found[2]] = tensor
-    if not pairs:
+        kept[part or ours] = tensor
+    if not pairs and not whole:
         raise WeightsError(f"{path}: holds no tensors")
-    return pairs
+    return pairs, whole
