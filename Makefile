@@ -9,7 +9,7 @@ chat: .venv/core
 	$(BIN)/python train_chatbot.py --model demo --conversation_file data/conversations.json --save_path trained_model.pt --interactive
 
 test: .venv/test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-slow: .venv/test
 	$(BIN)/python -m pytest -m slow

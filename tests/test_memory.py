@@ -133,10 +133,17 @@ def test_no_form_takes_more_memory_than_the_network_and_a_fifth(
 ) -> None:
     if not takes_pages_back(tmp_path):
         pytest.skip("the kernel does not take pages of these files back")
+    ratios = measured(dtype, places)
+    high = {form: places[form] for form, ratio in ratios.items() if ratio > LIMIT}
+    again = measured(dtype, high) if high else {}  # what else runs can only add to a peak
+    assert {form: ratio for form, ratio in again.items() if ratio > LIMIT} == {}
+
+
+def measured(dtype: str, places: dict[str, Path]) -> dict[str, float]:
+    """Load each place in a process of its own; return the peaks, as parts of the network."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", MEASURE, dtype, *map(str, places.values())]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = dict(zip(places, (map(int, line.split()) for line in done.stdout.splitlines()), strict=True))
-    ratios = {form: (peak - BUFFERS) / size for form, (peak, size) in found.items()}
-    assert {form: ratio for form, ratio in ratios.items() if ratio > LIMIT} == {}
+    return {form: (peak - BUFFERS) / size for form, (peak, size) in found.items()}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,16 +38,23 @@ def write_adapter(folder: Path, base: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model under each name of the document."""
+    folder, model = tmp_path_factory.mktemp("models"), reference()
+    model.save_pretrained(folder / "my_model")
+    write_tensorflow(folder / "models" / "124M", model)
+    (folder / "out").mkdir()
+    torch.save(nanogpt(model), folder / "out" / "ckpt.pt")
+    torch.save(rasbt(model), folder / "gpt2-small-124M.pth")
+    write_adapter(folder / "my_adapter", folder / "my_model")
+    return folder
+
+
 @pytest.fixture
-def place(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a model under each name of the document, and a hub with the others."""
-    model = reference()
-    model.save_pretrained(tmp_path / "my_model")
-    write_tensorflow(tmp_path / "models" / "124M", model)
-    (tmp_path / "out").mkdir()
-    torch.save(nanogpt(model), tmp_path / "out" / "ckpt.pt")
-    torch.save(rasbt(model), tmp_path / "gpt2-small-124M.pth")
-    write_adapter(tmp_path / "my_adapter", tmp_path / "my_model")
+def place(models: Path, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place to work with the models in it."""
+    shutil.copytree(models, tmp_path, copy_function=os.link, dirs_exist_ok=True)
     tiny_checkpoint.rename(tmp_path / "trained_model.pt")
     monkeypatch.chdir(tmp_path)
     return tmp_path
