@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2chat.conversation import Example, Template
-from gpt2chat.data import in_groups, rendered
+from gpt2chat.conversation import Size, Template
+from gpt2chat.data import in_groups, measured, rendered
 from gpt2chat.errors import DataError
 from gpt2chat.formats import Source, read
 from gpt2chat.likeness import NearRepeats, Repeats, digest, likeness, likeness_of
@@ -51,6 +51,10 @@ ODDITIES = (
     ),
     Oddity("with control characters", CONTROL, tuple(chr(code) for code in range(128) if CONTROL.match(chr(code)))),
 )
+# What most texts consist of: no sign of one character.
+COMMON = bytes(
+    {*range(128)} - {ord(sign) for oddity in ODDITIES for sign in oddity.signs if sign.isascii() and not sign[1:]}
+)
 
 
 class Check:
@@ -77,9 +81,11 @@ class Check:
             texts = [_text(record) for record in group]
             folded = [text.casefold() for text in texts]
             self._look_for_oddities(group, texts, folded)
-            examples = rendered(group, self.template, self.tokenizer)
-            for (record, example), text, lower in zip(examples, texts, folded, strict=True):
-                self._measure(record, example)
+            for _, example in rendered(group[: self.show - len(self.examples)], self.template, self.tokenizer):
+                self.examples.append(marked(example.ids[:120], example.loss_mask[:120], self.tokenizer))
+            sizes = measured(group, self.template, self.tokenizer)
+            for record, size, text, lower in zip(group, sizes, texts, folded, strict=True):
+                self._measure(record, size)
                 if not self._repeats(record, text, lower):
                     yield record
 
@@ -123,29 +129,27 @@ class Check:
 
     def _look_for_oddities(self, group: Sequence[Record], texts: Sequence[str], folded: Sequence[str]) -> None:
         """Note what is odd; signs of it are first looked for in the texts of all records at once, which is fast."""
-        together = "\n".join(folded)
+        data = "\n".join(folded).encode("utf-8", "replace")
+        rare = data.translate(None, COMMON)
         for oddity in ODDITIES:
-            signs = [sign for sign in oddity.signs if sign in together]
+            signs = [sign for sign in oddity.signs if sign.encode() in (data if sign[1:] else rare)]
             for record, text, lower in zip(group, texts, folded, strict=True) if signs else ():
                 if any(sign in lower for sign in signs) and oddity.pattern.search(text):
                     self.report.add(f"records {oddity.said}", record.place)
 
-    def _measure(self, record: Record, example: Example) -> None:
-        length, mask = len(example.ids), example.loss_mask
+    def _measure(self, record: Record, size: Size) -> None:
+        self.lengths[size.ids] += 1
+        self.learnt += size.learnt
         if isinstance(record.content, str):
             self.kinds["texts"] += 1
-        else:
-            self.kinds["conversations"] += 1
-            if length > self.max_tokens:
-                self.too_long += 1
-                self.cut += length - self.max_tokens
-                self.report.add(f"conversations longer than {self.max_tokens} tokens", record.place)
-                if not any(mask[: self.max_tokens]):
-                    self.report.add(f"conversations with no answer within {self.max_tokens} tokens", record.place)
-        self.lengths[length] += 1
-        self.learnt += example.learnt
-        if len(self.examples) < self.show:
-            self.examples.append(marked(example.ids[:120], mask[:120], self.tokenizer))
+            return
+        self.kinds["conversations"] += 1
+        if size.ids > self.max_tokens:
+            self.too_long += 1
+            self.cut += size.ids - self.max_tokens
+            self.report.add(f"conversations longer than {self.max_tokens} tokens", record.place)
+            if size.before >= self.max_tokens:
+                self.report.add(f"conversations with no answer within {self.max_tokens} tokens", record.place)
 
     def _repeats(self, record: Record, text: str, folded: str) -> bool:
         """Return whether a record repeats an earlier one; note that, and one that is much alike."""

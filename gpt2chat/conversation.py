@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,6 +50,14 @@ class Example:
     def learnt(self) -> int:
         """How many of the ids are training targets."""
         return bytes(self.loss_mask).count(1)
+
+
+class Size(NamedTuple):
+    """How many ids a document has, how many of them are training targets, and how many stand before the first one."""
+
+    ids: int
+    learnt: int
+    before: int
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,7 @@ class _Writer:
     def __init__(self, template: Template) -> None:
         self._template = template
         self._user_is_text = END_OF_TEXT not in template.user_prefix + template.user_suffix
+        self._ends_answers = template.assistant_suffix == END_OF_TEXT and END_OF_TEXT not in template.assistant_prefix
         self.parts: list[str | None] = []
         self.trained: list[bool] = []
         self._text = ""
@@ -146,6 +156,15 @@ class _Writer:
             self._text += message.content
             self.markup(template.system_suffix)
             self.flush()
+        elif self._ends_answers:  # what comes below, in half the time
+            parts = (self._text + template.assistant_prefix, template.lead + message.content)
+            for part, learnt in zip(parts, (False, trained), strict=True):
+                if part:
+                    self.parts.append(part)
+                    self.trained.append(learnt)
+            self.parts.append(None)
+            self.trained.append(trained)
+            self._text = ""
         else:
             self.markup(template.assistant_prefix)
             self.flush()
@@ -199,24 +218,48 @@ def _single(conversation: Conversation) -> bool:
 
 def render_many(conversations: Iterable[Conversation], template: Template, tokenizer: Tokenizer) -> list[Example]:
     """Return what `render` gives for each conversation, in arrays and in less time."""
-    writer, singles, ends = _Writer(template), list[bool](), [0]
+    conversations = list(conversations)
+    encoded, lengths, trained, starts = _encoded_parts(conversations, template, tokenizer)
+    is_end = lengths < 0
+    lengths = np.abs(lengths)
+    together = np.full(lengths.sum(), tokenizer.end_id, np.uint16)
+    together[~np.repeat(is_end, lengths)] = encoded
+    ids, mask = together.tobytes(), np.repeat(trained, lengths).tobytes()
+    borders = np.concatenate([[0], lengths.cumsum()])[starts].tolist()
+    return [
+        Example(array("H", ids[2 * a : 2 * b]), array("B", mask[a:b]), _single(conversation))
+        for a, b, conversation in zip(borders, borders[1:], conversations, strict=False)
+    ]
+
+
+def measure_many(conversations: Iterable[Conversation], template: Template, tokenizer: Tokenizer) -> list[Size]:
+    """Return the sizes of what `render` gives for each conversation, in less time still."""
+    _, lengths, trained, starts = _encoded_parts(conversations, template, tokenizer)
+    lengths = np.abs(lengths)
+    before = np.concatenate([[0], lengths.cumsum()])
+    learnt = np.concatenate([[0], (lengths * trained).cumsum()])
+    answers = np.append(np.flatnonzero(lengths * trained), len(lengths))
+    first = np.minimum(before[answers[np.searchsorted(answers, starts[:-1])]], before[starts[1:]]) - before[starts[:-1]]
+    return list(map(Size, np.diff(before[starts]).tolist(), np.diff(learnt[starts]).tolist(), first.tolist()))
+
+
+def _encoded_parts(
+    conversations: Iterable[Conversation], template: Template, tokenizer: Tokenizer
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
+    """Encode conversations part by part.
+
+    Returns the ids without end tokens; of each part the length, -1 for an end token, and whether it is learnt; and
+    where the parts of each conversation start.
+    """
+    writer, starts = _Writer(template), [0]
     for conversation in conversations:
         for message in conversation:
             writer.message(message)
         writer.flush()
-        singles.append(_single(conversation))
-        ends.append(len(writer.parts))
-    is_end = np.array([part is None for part in writer.parts], bool)
+        starts.append(len(writer.parts))
     encoded, lengths = tokenizer.encode_apart([part or "" for part in writer.parts])
-    lengths += is_end
-    together = np.full(lengths.sum(), tokenizer.end_id, np.uint16)
-    together[~np.repeat(is_end, lengths)] = encoded
-    ids, mask = together.tobytes(), np.repeat(np.array(writer.trained, np.uint8), lengths).tobytes()
-    borders = np.concatenate([[0], lengths.cumsum()])[ends].tolist()
-    return [
-        Example(array("H", ids[2 * a : 2 * b]), array("B", mask[a:b]), single)
-        for a, b, single in zip(borders, borders[1:], singles, strict=False)
-    ]
+    lengths -= np.array([part is None for part in writer.parts], np.int64)
+    return encoded, lengths, np.array(writer.trained, np.uint8), starts
 
 
 def render_prompt(conversation: Conversation, template: Template, tokenizer: Tokenizer) -> list[int]:

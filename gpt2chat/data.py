@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gpt2chat.conversation import Example, Template, render_many
+from gpt2chat.conversation import Example, Size, Template, measure_many, render_many
 from gpt2chat.errors import DataError
 from gpt2chat.loss import IGNORE, Batch
 from gpt2chat.records import Record, Report
@@ -69,6 +69,16 @@ def rendered(records: Iterable[Record], template: Template, tokenizer: Tokenizer
         examples = iter(render_many(conversations, template, tokenizer))
         for record in group:
             yield record, next(texts if isinstance(record.content, str) else examples)
+
+
+def measured(group: Sequence[Record], template: Template, tokenizer: Tokenizer) -> list[Size]:
+    """Return the sizes of what `rendered` gives for each record of a group."""
+    texts = [record.content for record in group if isinstance(record.content, str)]
+    whole = iter([Size(n + 1, n + 1, 0) for n in tokenizer.encode_apart(texts)[1].tolist()] if texts else [])
+    if len(texts) == len(group):
+        return list(whole)
+    sizes = iter(measure_many([r.content for r in group if not isinstance(r.content, str)], template, tokenizer))
+    return [next(whole if isinstance(record.content, str) else sizes) for record in group]
 
 
 def _text_examples(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[Example]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import IO
 
 import numpy as np
 
 from gpt2chat.conversation import Message
 
-WORDS = re.compile(r"\w+")
 NO_WORD = bytes(byte for byte in range(128) if not (chr(byte).isalnum() or chr(byte) == "_"))
+SPACED = bytes.maketrans(NO_WORD, b" " * len(NO_WORD))
 MARKS = [mark.encode() for mark in "‘’“”„«»–—…¿¡、。，！？\u00a0"]
 MASK = (1 << 64) - 1
 KEPT = 1 << 18  # digests that are kept at hand; more go to a temporary file
@@ -94,8 +92,8 @@ class Repeats:
         for part in range(parts):  # of the range of digests, so that equal ones meet
             shift = np.uint64(32)
             found = [piece[(piece >> shift) * parts >> shift == part] for piece in self._pieces()]
-            own = np.concatenate(found)
-            repeats += len(own) - len(np.unique(own))
+            own = np.sort(np.concatenate(found))
+            repeats += int(np.count_nonzero(own[1:] == own[:-1]))
         if self._file is not None:
             self._file.close()
         self._file, self._late = None, array("Q")
@@ -114,16 +112,16 @@ class Repeats:
 class NearRepeats:
     """Finds texts of nearly the same words (MinHash with bands: Broder 1997), among a limited number of them."""
 
-    MOST = 2_000_000  # pairs of words
+    MOST = 2_000_000  # words
 
     def __init__(self) -> None:
         self._places: list[str] = []
-        self._grams, self._starts = array("I"), array("Q")
+        self._words, self._lengths = array("I"), array("I")
 
     @property
     def full(self) -> bool:
         """Whether no more texts are taken."""
-        return len(self._grams) >= self.MOST
+        return len(self._words) >= self.MOST
 
     def __len__(self) -> int:
         return len(self._places)
@@ -132,18 +130,21 @@ class NearRepeats:
         """Take a text whose case is folded, and that repeats no earlier one exactly."""
         if self.full:
             return
-        words = WORDS.findall(folded)
+        data = folded.encode("utf-8", "replace").translate(SPACED)
+        for mark in MARKS if not data.isascii() else ():
+            data = data.replace(mark, b" ")
+        words = data.split()
         if len(words) < 4:  # one pair in common, or what looks like one, is no likeness
             return
         self._places.append(place)
-        self._starts.append(len(self._grams))
-        self._grams.extend(sorted({zlib.crc32(" ".join(pair).encode("utf-8", "replace")) for pair in pairwise(words)}))
+        self._lengths.append(len(words))
+        self._words.extend(map(zlib.crc32, words))
 
     def found(self) -> Iterator[tuple[str, str]]:
         """Yield the places of each text that is nearly an earlier one, and of that one, in the order of the texts."""
         if len(self) < 2:
             return
-        grams, starts = np.array(self._grams), np.array(self._starts, np.int64)
+        grams, starts = self._pairs()
         ends = np.append(starts[1:], len(grams))
         like: dict[int, int] = {}
         for first, second in self._candidates(grams, starts):
@@ -154,6 +155,18 @@ class NearRepeats:
                     like[second] = first
         for second in sorted(like):
             yield self._places[second], self._places[like[second]]
+
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the hashes of each text's pairs of neighbouring words, each once and in order; and its start."""
+        words, texts = np.array(self._words), np.arange(len(self), dtype=np.uint64) << np.uint64(32)
+        pairs = np.repeat(texts, self._lengths)
+        inside = pairs[1:] == pairs[:-1]
+        pairs[1:] |= words[:-1] * np.uint32(0x9E37_79B1) + words[1:]
+        ordered = pairs[1:][inside]
+        ordered.sort()
+        ordered = ordered[np.append(True, ordered[1:] != ordered[:-1])]
+        starts = np.searchsorted(ordered, texts)
+        return ordered.astype(np.uint32), starts
 
     def _candidates(self, grams: np.ndarray, starts: np.ndarray) -> Iterator[tuple[int, int]]:
         """Yield pairs of texts, the earlier one first, whose hashes of the least pair agree throughout a band."""

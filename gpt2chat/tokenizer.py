@@ -134,7 +134,7 @@ def _parts(
 ) -> tuple[Sequence[str], np.ndarray]:
     """Cut texts of which `blank` tells each unit of the encoding, with one between two of them, where they `ends`."""
     cuts = np.flatnonzero(blank[:-2] & blank[1:-1] & ~blank[2:]) + 1
-    cuts = cuts[~np.isin(cuts + 1, ends)]  # nothing follows
+    cuts = cuts[ends[np.searchsorted(ends, cuts + 1)] != cuts + 1]  # something follows
     owner = np.searchsorted(ends, cuts)
     width = 4 if encoding == "utf-32-le" else 1
     places: dict[int, list[int]] = {}

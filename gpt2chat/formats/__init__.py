@@ -181,9 +181,9 @@ def _rows(
                 f"text, found {', '.join(head[0][1])}: rename them"
             )
         raise kind
+    name = source.name
     placed = (
-        (f"{source.name}:{line}: record {number}", row)
-        for number, (line, row) in enumerate(itertools.chain(head, rows), 1)
+        (f"{name}:{line}: record {number}", row) for number, (line, row) in enumerate(itertools.chain(head, rows), 1)
     )
     records = _sound(placed, lambda row, place: read_row(row, kind, place, report), faults)
     holds = "texts" if kind.name == "text" else "conversations"

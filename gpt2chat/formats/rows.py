@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from gpt2chat.conversation import Message
@@ -44,9 +45,19 @@ class Kind:
     used: tuple[str, ...] = ()
     item: frozenset[str] = frozenset()  # the keys that are used of the messages in a row
 
+    @cached_property
+    def needed(self) -> frozenset[str]:
+        """The keys without which a row is not of this kind."""
+        return frozenset(self.keys)
+
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """The keys of a row that are used."""
+        return frozenset((*self.keys, *self.used))
+
     def fits(self, keys: Iterable[str]) -> bool:
         """Whether rows with these keys are of this kind."""
-        return set(self.keys) <= set(keys)
+        return self.needed.issubset(keys)
 
 
 def _text(row: Mapping[str, Any], key: str, optional: bool = False) -> str:
@@ -72,7 +83,7 @@ def _pair(user: str, bot: str) -> Callable[[Mapping[str, Any]], Content]:
 
 
 def _messages(row: Mapping[str, Any]) -> Content:
-    return tuple(_message(item, number, "role", "content") for number, item in _items(row, "messages"))
+    return tuple([_message(item, number, "role", "content") for number, item in _items(row, "messages")])
 
 
 def _sharegpt(row: Mapping[str, Any]) -> Content:
@@ -101,13 +112,15 @@ def _items(row: Mapping[str, Any], key: str) -> Iterable[tuple[int, Any]]:
 
 def _message(item: Any, number: int, role: str, content: str) -> Message:
     """Read one message; a weight of 0 keeps an answer out of the loss."""
-    says, who = (item.get(content), item.get(role)) if isinstance(item, dict) else (None, None)
-    if not isinstance(says, str) or not isinstance(who, str):
+    says, who = (item.get(content), item.get(role)) if type(item) is dict else (None, None)
+    if type(says) is not str or type(who) is not str:
         raise DataError(f'message {number}: expected {{"{role}": str, "{content}": str}}, got {_shown(item)}')
     speaker = SPEAKERS.get(who) or SPEAKERS.get(who.lower())
     if speaker is None:
         raise DataError(f"message {number}: {role}: expected user, assistant or system, got {who!r}")
-    weight = item.get("weight", 1)
+    if "weight" not in item:
+        return Message(speaker, says.strip())
+    weight = item["weight"]
     if weight not in (0, 1):
         raise DataError(f"message {number}: weight: expected 0 or 1, got {_shown(weight)}")
     return Message(speaker, says.strip(), bool(weight))
@@ -169,7 +182,7 @@ def read_row(row: Any, kind: Kind, place: str, report: Report) -> Record | None:
         content = kind.read(row)
     except DataError as error:
         raise DataError(f"{place}: {error}") from None
-    for key in sorted(row.keys() - {*kind.keys, *kind.used}):
+    for key in sorted(row.keys() - kind.known) if not kind.known.issuperset(row) else ():
         report.add(f"records with the key {key!r}, which is not used", place)
     for item in row[kind.keys[0]] if kind.item else ():
         for key in sorted(item.keys() - kind.item) if len(item) > 2 else ():
