@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import glob
 import os
@@ -12,6 +13,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from gpt2chat.errors import CheckpointError, DiskFullError
+
+
+def near(path: str) -> str | None:
+    """Return the file or folder whose name is most like that of one that is not there, if one is."""
+    folder, name = os.path.split(path.rstrip(os.sep))
+    with contextlib.suppress(OSError, ValueError):
+        for found in difflib.get_close_matches(name, os.listdir(folder or "."), n=1):
+            return os.path.join(folder, found)
+    return None
 
 
 @contextlib.contextmanager

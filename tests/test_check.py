@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from gpt2chat import likeness
 from gpt2chat.checking import Check, percentile
-from gpt2chat.conversation import TEMPLATES, Message
+from gpt2chat.conversation import TEMPLATES, Message, render
 from gpt2chat.errors import DataError
 from gpt2chat.formats import Source, read
 from gpt2chat.likeness import NearRepeats, Repeats
-from gpt2chat.mending import CERTAIN, mended
+from gpt2chat.mending import CERTAIN, CONTROL, mended
 from gpt2chat.records import MOST_KINDS, Faults, Record, Report
 from gpt2chat.summary import Summary
 from gpt2chat.tokenizer import Tokenizer
@@ -101,11 +101,28 @@ def test_a_fault_at_the_border_of_two_pieces_loses_nothing(tmp_path: Path, monke
     rows = [json.dumps(row) for row in PAIRS]
     rows[2] = '{"user": "x", "bot": "y"'
     (tmp_path / "rows").write_text("\n".join(rows))
-    for size in (*range(3, 200, 7), 1 << 20):
+    for size in (*range(1, 60), *range(60, 200, 7), 1 << 20):
         monkeypatch.setattr("gpt2chat.formats.sources.PIECE", size)
         questions, faults = tolerant(tmp_path / "rows")
         assert questions == [row["user"] for number, row in enumerate(PAIRS) if number != 2]
         assert faults.count == 1 and "line 3 does not end" in faults.kept[0]
+
+
+def test_reading_goes_on_at_the_next_record_and_not_inside_one(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": role, "content": f"{role} {n}"} for role in ("user", "assistant")]} for n in range(4)
+    ]
+    text = json.dumps(rows, indent=2).replace('"user 1",', '"user 1"')
+    text = text.replace('"content": "user 1"', '"content": "user 1" oops')
+    (tmp_path / "rows.json").write_text(text)
+    questions, faults = tolerant(tmp_path / "rows.json")
+    assert questions == ["user 0", "user 2", "user 3"] and faults.count == 1
+
+
+def test_the_line_of_a_byte_counts_the_lines_shortly_before_it(tmp_path: Path) -> None:
+    (tmp_path / "short").write_bytes(b"a\nb\nc\xe9\nd\n")
+    _, faults = tolerant(tmp_path / "short", "text")
+    assert "short:3: expected UTF-8" in faults.kept[0]
 
 
 def test_lines_that_are_not_utf8_are_named_once_each_and_read_as_cp1252(tmp_path: Path) -> None:
@@ -271,6 +288,52 @@ def test_texts_of_nearly_the_same_words_are_found_and_others_are_not() -> None:
     assert len(pairs) >= 95 and all(400 <= int(later) < 500 for later in pairs)
 
 
+def test_texts_are_nearly_the_same_from_four_fifths_of_their_pairs_of_words_on() -> None:
+    rng = random.Random(1)
+    for changed, near in ((10, True), (14, False)):  # of 201 pairs 191 or 187 are shared at most: 0.83 and 0.76
+        found = NearRepeats()
+        for number in range(40):
+            text = [f"w{rng.randrange(10**6)}" for _ in range(202)]
+            other = [f"v{i}" if i % 14 == 7 and i // 14 < changed else word for i, word in enumerate(text)]
+            found.add(" ".join(text), f"a{number}")
+            found.add(" ".join(other), f"b{number}")
+        pairs = dict(found.found())
+        assert pairs == ({f"b{number}": f"a{number}" for number in range(40)} if near else {}), (changed, len(pairs))
+
+
+def test_texts_that_drift_are_found_by_the_one_before() -> None:
+    rng, found, text = random.Random(2), NearRepeats(), [f"w{number}" for number in range(60)]
+    for step in range(200):
+        found.add(" ".join(text), str(step))
+        for change in range(2):
+            text[rng.randrange(60)] = f"v{step}n{change}"
+    assert len(list(found.found())) > 190
+
+
+def test_late_repeats_are_counted_apart_from_those_that_only_look_alike(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(likeness, "KEPT", 2)
+    rows = [{"user": f"question {n}", "bot": "b"} for n in range(6)]
+    more = [rows[4], rows[5], rows[5], {"user": "Question 3!", "bot": "B"}]
+    (place / "rows.jsonl").write_text("\n".join(map(json.dumps, [*rows, *more])))
+    check = Check(TEMPLATES["chat"])
+    check.add(Source(place / "rows.jsonl"))
+    check.finish()
+    assert check.report.counts["records further on that repeat another one"] == 3
+    assert check.report.counts["records further on that differ from another one only in case, marks or blanks"] == 1
+
+
+def test_the_context_ends_before_the_first_learnt_token_or_behind_it(place: Path, tokenizer: Tokenizer) -> None:
+    message = [Message("user", "a question of some length"), Message("assistant", "yes")]
+    first = list(render(message, TEMPLATES["chat"], tokenizer).loss_mask).index(True)
+    (place / "rows.jsonl").write_text(json.dumps({"user": message[0].content, "bot": "yes"}))
+    for limit, unlearnt in ((first, 1), (first + 1, 0)):
+        check = Check(TEMPLATES["chat"], max_tokens=limit)
+        check.add(Source(place / "rows.jsonl"))
+        assert check.report.counts[f"conversations with no answer within {limit} tokens"] == unlearnt
+
+
 def test_check_notes_what_is_nearly_the_same_and_what_has_two_answers(place: Path) -> None:
     long = "We are open from nine to five on every day of the week but Sunday"
     rows = [
@@ -338,6 +401,17 @@ def test_utf8_read_as_cp1252_is_undone(text: str) -> None:
         assert record.content == text or any(char in "ÂÃÅÆËâð" for char in text)  # a text about misread characters
     else:
         assert record.content == misread
+
+
+def test_mending_leaves_no_blanks_at_the_ends_and_knows_what_cp1252_leaves_open() -> None:
+    messages = (Message("user", "cafÃ© Ã\x81 \x1f"), Message("assistant", "\x00 yes\x7f"))
+    (record,) = mended([Record("x:1", messages)], Report())
+    assert [message.content for message in record.content] == ["café Á", "yes"]
+
+
+def test_control_characters_are_all_but_tabs_and_line_ends() -> None:
+    found = {code for code in range(0x80) if CONTROL.match(chr(code))}
+    assert found == {*range(0x20), 0x7F} - {9, 10, 13}
 
 
 @pytest.mark.parametrize("capital", [chr(code) for code in range(0xC0, 0xE0)])
@@ -464,8 +538,6 @@ def test_stats_count_what_is_there(place: Path, tokenizer: Tokenizer) -> None:
 def test_a_summary_does_not_grow_with_the_number_of_answers(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gpt2chat.conversation import render
-
     monkeypatch.setattr("gpt2chat.summary.MOST_KNOWN", 10)
     summary = Summary(tokenizer)
     for number in range(50):

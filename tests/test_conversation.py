@@ -13,6 +13,7 @@ from gpt2chat.conversation import (
     Message,
     Template,
     fit,
+    measure_many,
     render,
     render_many,
     render_prompt,
@@ -72,6 +73,8 @@ def test_many_are_rendered_as_each_is(
         alone = render(conversation, template, tokenizer)
         assert (list(one.ids), list(one.loss_mask)) == (alone.ids, alone.loss_mask)
         assert one.joinable == alone.joinable
+    sizes = [(len(one.ids), one.learnt, [*one.loss_mask, 1].index(1)) for one in together]
+    assert measure_many(conversations, template, tokenizer) == sizes
 
 
 @every_template

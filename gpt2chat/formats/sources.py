@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import difflib
 import glob
 import gzip
 import lzma
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2chat.errors import ConfigError, DataError
+from gpt2chat.files import near
 from gpt2chat.records import Faults, Report
 
 HEAD, LONGEST_TEXT = 1 << 16, 8 << 20  # characters
@@ -265,9 +265,5 @@ def _matching(pattern: str) -> list[str]:
         found = []
     if found:
         return found
-    folder, name = os.path.split(pattern)
-    near: list[str] = []
-    with contextlib.suppress(OSError, ValueError):
-        near = difflib.get_close_matches(name, os.listdir(folder or "."), n=1)
-    hint = f": did you mean {os.path.join(folder, near[0])}?" if near else ""
-    raise DataError(f"{pattern}: no such file{hint}")
+    meant = near(pattern)
+    raise DataError(f"{pattern}: no such file{f': did you mean {meant}?' if meant else ''}")

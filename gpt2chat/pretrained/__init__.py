@@ -13,6 +13,7 @@ from gpt2chat import checkpoint
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import TEMPLATES, Template
 from gpt2chat.errors import CheckpointError, ConfigError, WeightsError
+from gpt2chat.files import near
 from gpt2chat.model import GPT2, MODEL_SIZES, GPT2Config
 from gpt2chat.pretrained import adapter, hub
 from gpt2chat.pretrained.layout import HEAD_SIZE, Weights, to_released_names, translate
@@ -88,8 +89,8 @@ def _load(name: str, adapters: bool = True) -> Checkpoint:
         return load_place(path, name, adapters)
     if name in REPOSITORIES or hub.is_repository(name):
         return load_place(hub.download(REPOSITORIES.get(name, name), name), name, adapters)
-    close = difflib.get_close_matches(name.lower(), [DEMO, *SHORT_FORMS], n=1)
-    meant = f"did you mean {close[0]!r}? " if close else ""
+    close = [*difflib.get_close_matches(name.lower(), [DEMO, *SHORT_FORMS], n=1), near(name)]
+    meant = f"did you mean {close[0]!r}? " if close[0] else ""
     raise ConfigError(
         f"model: {name!r} is not known: {meant}Expected {DEMO}, {', '.join(map(repr, MODEL_SIZES))}, a hub repository "
         "such as distilbert/distilgpt2, or a file or folder with weights that exists"
