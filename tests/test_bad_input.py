@@ -124,9 +124,7 @@ CASES = {
     "model: unknown": model(
         "gpt3", "'gpt3' is not known: did you mean 'gpt2'. Expected demo, 'gpt2-small", code=MISUSE
     ),
-    "model: nearly a file": model(
-        "./pairs.jso", "'./pairs.jso' is not known: did you mean './pairs.json'", code=MISUSE
-    ),
+    "model: nearly a file": model("./pairs.jso", "'./pairs.jso' is not known: did you mean './pairs.json", code=MISUSE),
     "model: name too long": model(LONG_NAME, LONG_NAME, code=MISUSE),
     "model: missing": model("no.pt", "no.pt: no such file"),
     "model: empty": model("bad.pt", "bad.pt: .*empty", b""),
