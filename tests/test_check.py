@@ -97,15 +97,21 @@ def test_any_mixture_of_sound_and_broken_lines_keeps_every_sound_one(
         assert faults.count == len(lines) - len(sound)
 
 
-def test_a_fault_at_the_border_of_two_pieces_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [('{"user": "x", "bot": "y"', "line 3 does not end"), ('{"user" "x", "bot": "' + "y" * 90 + '"}', "Expecting ':'")],
+)
+def test_a_fault_at_the_border_of_two_pieces_loses_nothing(
+    broken: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [json.dumps(row) for row in PAIRS]
-    rows[2] = '{"user": "x", "bot": "y"'
+    rows[2] = broken
     (tmp_path / "rows").write_text("\n".join(rows))
     for size in (*range(1, 60), *range(60, 200, 7), 1 << 20):
         monkeypatch.setattr("gpt2chat.formats.sources.PIECE", size)
         questions, faults = tolerant(tmp_path / "rows")
         assert questions == [row["user"] for number, row in enumerate(PAIRS) if number != 2]
-        assert faults.count == 1 and "line 3 does not end" in faults.kept[0]
+        assert faults.count == 1 and said in faults.kept[0]
 
 
 def test_reading_goes_on_at_the_next_record_and_not_inside_one(tmp_path: Path) -> None:
