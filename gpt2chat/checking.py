@@ -14,7 +14,7 @@ from gpt2chat.conversation import Size, Template
 from gpt2chat.data import in_groups, measured, rendered
 from gpt2chat.errors import DataError
 from gpt2chat.formats import Source, read
-from gpt2chat.likeness import NearRepeats, Repeats, digest, likeness, likeness_of
+from gpt2chat.likeness import NearRepeats, Repeats, digest, likeness, likenesses
 from gpt2chat.mending import CONTROL
 from gpt2chat.records import Faults, Record, Report
 from gpt2chat.tokenizer import Tokenizer
@@ -84,9 +84,13 @@ class Check:
             for _, example in rendered(group[: self.show - len(self.examples)], self.template, self.tokenizer):
                 self.examples.append(marked(example.ids[:120], example.loss_mask[:120], self.tokenizer))
             sizes = measured(group, self.template, self.tokenizer)
-            for record, size, text, lower in zip(group, sizes, texts, folded, strict=True):
+            questions = [_single_question(record) for record in group]
+            asked = iter(likenesses([question.casefold() for question in questions if question is not None]))
+            alike = likenesses(folded)
+            for number, (record, size) in enumerate(zip(group, sizes, strict=True)):
                 self._measure(record, size)
-                if not self._repeats(record, text, lower):
+                question = None if questions[number] is None else next(asked)
+                if not self._repeats(record, alike[number], question, folded[number]):
                     yield record
 
     def _read(self, source: Source, wanted: str | None, held_out: str = "") -> Iterator[Record]:
@@ -151,18 +155,20 @@ class Check:
             if size.before >= self.max_tokens:
                 self.report.add(f"conversations with no answer within {self.max_tokens} tokens", record.place)
 
-    def _repeats(self, record: Record, text: str, folded: str) -> bool:
-        """Return whether a record repeats an earlier one; note that, and one that is much alike."""
+    def _repeats(self, record: Record, likeness: int, question: int | None, folded: str) -> bool:
+        """Return whether a record repeats an earlier one; note that, and one that is much alike.
+
+        `question` is the likeness of a single question.
+        """
         place = record.place
-        alike = self._alike.add(likeness_of(folded))
+        alike = self._alike.add(likeness)
         if self._same.add(digest(record.content)):
             self.report.add("records that repeat an earlier one", place)
             return True
         if alike:
             self.report.add("records that differ from an earlier one only in case, marks or blanks", place)
             return False
-        question = _single_question(record)
-        if question is not None and self._questions.add(likeness(question)):
+        if question is not None and self._questions.add(question):
             self.report.add("questions that were answered otherwise before; a model learns to waver", place)
         self._near.add(folded, place)
         return False

@@ -15,6 +15,7 @@ from gpt2chat.conversation import Message
 NO_WORD = bytes(byte for byte in range(128) if not (chr(byte).isalnum() or chr(byte) == "_"))
 SPACED = bytes.maketrans(NO_WORD, b" " * len(NO_WORD))
 MARKS = [mark.encode() for mark in "‘’“”„«»–—…¿¡、。，！？\u00a0"]
+BETWEEN = "\x1e"  # texts that are looked at together
 MASK = (1 << 64) - 1
 KEPT = 1 << 18  # digests that are kept at hand; more go to a temporary file
 PIECE = 1 << 20  # digests that are written to it, and compared, at a time
@@ -31,15 +32,18 @@ def digest(content: Sequence[Message] | str) -> int:
 
 def likeness(text: str) -> int:
     """Return a digest that texts share which differ only in case, marks and blanks."""
-    return likeness_of(text.casefold())
+    return likenesses([text.casefold()])[0]
 
 
-def likeness_of(folded: str) -> int:
-    """Return the `likeness` of a text of which the case is folded already."""
-    data = folded.encode("utf-8", "replace").translate(None, NO_WORD)
+def likenesses(folded: Sequence[str]) -> list[int]:
+    """Return the `likeness` of texts of which the case is folded already."""
+    together = BETWEEN.join(folded)
+    if together.count(BETWEEN) >= len(folded) > 0:
+        return likenesses([text.replace(BETWEEN, "") for text in folded])
+    data = together.encode("utf-8", "replace").translate(None, NO_WORD.replace(BETWEEN.encode(), b""))
     for mark in MARKS if not data.isascii() else ():
         data = data.replace(mark, b"")
-    return hash(data) & MASK
+    return [hash(part) & MASK for part in data.split(BETWEEN.encode())] if folded else []
 
 
 class Repeats:

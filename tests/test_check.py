@@ -280,6 +280,11 @@ def test_texts_are_alike_up_to_case_marks_and_blanks(one: str, other: str, alike
     assert (likeness.likeness(one) == likeness.likeness(other)) is alike
 
 
+@given(st.lists(st.text(st.sampled_from("aB1_ -.\x1e\0“é\ud800"), max_size=6), max_size=6))
+def test_texts_together_have_the_likeness_of_each(texts: list[str]) -> None:
+    assert likeness.likenesses([text.casefold() for text in texts]) == [likeness.likeness(text) for text in texts]
+
+
 def test_texts_of_nearly_the_same_words_are_found_and_others_are_not() -> None:
     rng = random.Random(0)
     words = [f"word{number}" for number in range(500)]
