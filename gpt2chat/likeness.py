@@ -18,7 +18,7 @@ MARKS = [mark.encode() for mark in "‘’“”„«»–—…¿¡、。，！
 BETWEEN = "\x1e"  # texts that are looked at together
 MASK = (1 << 64) - 1
 KEPT = 1 << 18  # digests that are kept at hand; more go to a temporary file
-PIECE = 1 << 20  # digests that are written to it, and compared, at a time
+PIECE = 1 << 19  # digests that are written to it, and compared, at a time
 BANDS, ROWS = 8, 4  # of a MinHash: texts that share 80 % of their pairs of words meet in one of the bands at 98 %
 NEAR = 0.8  # share of the pairs of words, of those of both texts, from which on two are nearly the same
 
