@@ -88,9 +88,9 @@ class Check:
             asked = iter(likenesses([question.casefold() for question in questions if question is not None]))
             alike = likenesses(folded)
             for number, (record, size) in enumerate(zip(group, sizes, strict=True)):
-                self._measure(record, size)
                 question = None if questions[number] is None else next(asked)
                 if not self._repeats(record, alike[number], question, folded[number]):
+                    self._measure(record, size)
                     yield record
 
     def _read(self, source: Source, wanted: str | None, held_out: str = "") -> Iterator[Record]:

@@ -205,7 +205,9 @@ def unpickle(path: Path | BinaryIO, mapped: bool, records: Records | None = None
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
-        raise CheckpointError("holds objects other than plain data and tensors; refused") from error
+        raise CheckpointError(
+            "holds objects other than plain data and tensors; refused: save state_dict() of it instead"
+        ) from error
     except Exception as error:  # a pickle is a program, which can fail in any way, also for want of memory
         raise CheckpointError(f"cannot be read, perhaps cut short: {first_line(error)}") from error
 
@@ -252,7 +254,7 @@ def check_records(path: Path) -> Records:
                     _check_record(archive, record)
     except (zipfile.BadZipFile, NotImplementedError, OverflowError, UnicodeDecodeError) as error:
         raise CheckpointError(
-            f"damaged, cut short or not a checkpoint ({error}): expected a .pt written by gpt2chat"
+            f"damaged, cut short or not a checkpoint ({error}): expected a whole .pt as gpt2chat or torch writes it"
         ) from error
     return {(record.file_size, record.CRC) for record in numbers}
 

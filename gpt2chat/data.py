@@ -47,7 +47,7 @@ def render_records(
             if too_long == "error":
                 raise DataError(
                     f"{record.place}: expected at most {max_tokens} tokens with markers, got {len(example.ids)}: "
-                    "shorten it, raise --max_length, or pass --too_long skip or --too_long cut"
+                    "shorten it, or pass --too_long skip or --too_long cut"
                 )
             done = {"skip": "skipped", "cut": "cut"}[too_long]
             report.add(f"records of more than {max_tokens} tokens, {done}", record.place)

@@ -68,15 +68,14 @@ class Report:
 
     def lines(self) -> list[str]:
         """Return one line per kind, with its count and up to five places."""
-        lines = []
+        lines, folder = [], _common_folder({place for places in self.found.values() for place in places})
         for kind, places in self.found.items():
-            folder = _common_folder(places)
             shown = ", ".join([place.removeprefix(folder).lstrip(os.sep) for place in places[:5]])
             lines.append(f"{self.counts[kind]} {kind}{': ' if places else ''}{shown}{', …' if places[5:] else ''}")
         return lines
 
 
-def _common_folder(places: list[str]) -> str:
+def _common_folder(places: set[str]) -> str:
     """Return the folder that all places are in, so that what is shown behind it tells them apart."""
     try:
         return os.path.commonpath({os.path.dirname(place) for place in places})

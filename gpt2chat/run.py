@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import random
 import shutil
 import time
@@ -318,13 +319,20 @@ def check_room(files: RunFiles, parameters: int) -> None:
         )
 
 
+def check_replaceable(files: RunFiles) -> None:
+    """Refuse to write over what is no checkpoint; raises CheckpointError."""
+    for path in (files.best, files.last):
+        if os.path.isfile(path) and os.path.getsize(path) and not checkpoint.is_checkpoint(path):
+            raise CheckpointError(f"{path}: is no checkpoint of gpt2chat and would be overwritten: pass another name")
+        if os.path.exists(path) and not os.path.isfile(path):
+            found = "a folder" if path.is_dir() else "a device or pipe"
+            raise CheckpointError(f"{path}: expected a file name for the checkpoint, found {found}")
+
+
 def check_writable(files: RunFiles) -> None:
     """Try to write beside the checkpoint before any work is done; raises CheckpointError."""
     probe = files.beside("writable")
     try:
-        if files.best.exists() and not files.best.is_file():
-            found = "a folder" if files.best.is_dir() else "a device or pipe"
-            raise CheckpointError(f"{files.best}: expected a file name for the checkpoint, found {found}")
         with atomic_writer(probe) as file:
             file.write(b"")
         probe.unlink()

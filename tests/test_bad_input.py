@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers_cli import TEXT, contents, invoke, pairs, save_tiny
 
-EARLIER = b"an earlier model that nobody may touch"
+EARLIER = b"PK an earlier model that nobody may touch"
 END = "<|endoftext|>"
 MISUSE, BROKEN = 2, 1  # exit codes: a setting that cannot be; a file that cannot be used
 
@@ -138,6 +138,18 @@ CASES = {
     "save: a folder": option("--save_path folder", "folder: expected a file name", BROKEN),
     "save: under a file": option("--save_path pairs.json/bot.pt", "pairs.json/bot.pt: cannot be written", BROKEN),
     "save: name too long": option(f"--save_path {LONG_NAME}.pt", LONG_NAME, BROKEN),
+    "save: over another program's weights": Case(
+        "train --model TINY --conversation_file pairs.json --save_path other.pt",
+        BROKEN,
+        "other.pt: is no checkpoint of gpt2chat and would be overwritten",
+        {"other.pt": zipped({"state_dict": {}})},
+    ),
+    "save: over a text": Case(
+        "train --model TINY --conversation_file pairs.json --save_path thesis.docx --dry_run",
+        BROKEN,
+        "thesis.docx: is no checkpoint of gpt2chat",
+        {"thesis.docx": "what I wrote"},
+    ),
     "save: over the data": option("--save_path pairs.json", "pairs.json"),
     # settings
     "train: nothing to learn": Case("train --model TINY", MISUSE, "--text_file, --conversation_file or --data"),

@@ -670,7 +670,7 @@ ADAPTERS: dict[str, tuple[Damage, str]] = {
     "no rank in a pattern": (adapter_config(rank_pattern={"c_attn": "2"}), "r: expected a whole number above 0"),
     "no alpha in a pattern": (adapter_config(alpha_pattern={"c_attn": None}), "lora_alpha: expected a number"),
     "patterns in a list": (adapter_config(alpha_pattern=["c_attn"]), "alpha_pattern: expected names with numbers"),
-    "a pattern that is none": (adapter_config(r=1, rank_pattern={"c_attn(": 2}), "with the rank 1"),
+    "a pattern that is none": (adapter_config(rank_pattern={"c_attn(": 2}), "'c_attn.' is no regular expression"),
     "a start that changed the base": (adapter_config(init_lora_weights="pissa"), "init_lora_weights 'pissa' is not"),
     "a start by a number": (adapter_config(init_lora_weights=[7]), "init_lora_weights .7. is not supported"),
     "an adapter for some tokens": (adapter_config(alora_invocation_tokens=[995]), "alora_invocation_tokens is not"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +21,8 @@ from gpt2chat import likeness
 from gpt2chat.checking import Check, percentile
 from gpt2chat.conversation import TEMPLATES, Message, render
 from gpt2chat.errors import DataError
-from gpt2chat.formats import Source, read
+from gpt2chat.formats import Source, expand, read
+from gpt2chat.formats.transcripts import speakers_of
 from gpt2chat.likeness import NearRepeats, Repeats
 from gpt2chat.mending import CERTAIN, CONTROL, mended
 from gpt2chat.records import MOST_KINDS, Faults, Record, Report
@@ -568,7 +571,7 @@ PAIRS_CSV = "question,answer\n" + "".join(f"question {n},answer {n}\n" for n in 
     [
         (
             b"PK\x03\x04" + b"a" * 50,
-            "expected text, found a zip file, perhaps of Excel or Word: save it as CSV (UTF-8)",
+            "expected text, found a zip file, perhaps of Excel or Word: unpack it, or save it as CSV (UTF-8)",
         ),
         (b"%PDF-1.7\n...", "expected text, found a PDF: save it as text"),
         ("Frage und Antwort ".encode("utf-16-le"), "found what looks like utf-16-le: pass --encoding utf-16-le"),
@@ -608,6 +611,126 @@ def test_fields_keep_their_line_ends_and_rows_their_lines(place: Path) -> None:
     assert [record.content[0].content for record in records] == ["a\r\nb", "d\ne\rf"]
     assert [record.place for record in records] == [f"{place}/t.csv:2: record 1", f"{place}/t.csv:4: record 2"]
     assert "t.csv:7: not a valid table: a quote that opens in this row is not closed" in faults.kept[0]
+
+
+@given(st.lists(st.sampled_from(["a", "bc", "\n", "\r", "\r\n", "é"])), st.integers(1, 5))
+def test_lines_are_the_same_whatever_the_pieces(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[str], size: int
+) -> None:
+    path, text = tmp_path_factory.mktemp("lines") / "t", "".join(parts)
+    path.write_bytes(text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpt2chat.formats.sources.PIECE", size)
+        lines = list(Source(path).whole_lines())
+    assert "".join(lines) == text
+    assert [line.rstrip("\r\n") for line in lines] == re.sub("\r\n?", "\n", text).removesuffix("\n").split("\n")[
+        : len(lines)
+    ]
+    assert all(line.endswith(("\r", "\n")) for line in lines[:-1])
+
+
+def test_a_long_line_without_an_end_is_read_at_once(place: Path) -> None:
+    (place / "t.csv").write_text('user,bot\nhello,"' + "word " * 600_000 + '"')
+    (record,) = read(Source(place / "t.csv"), Report()).records
+    assert len(record.content[1].content) == 5 * 600_000 - 1
+
+
+def test_an_encoding_that_was_passed_is_no_fault(place: Path) -> None:
+    (place / "t.csv").write_bytes("user,bot\nGrüß dich,Schön\n".encode("cp1252"))
+    result = invoke("data", "check", "t.csv", "--encoding", "cp1252", "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["notes"] == {}
+    for name in ("utf-16", "punycode", "ascii"):
+        (place / "u.csv").write_text("user,bot\nGrüß dich,Schön\n", "utf-8")
+        result = invoke("data", "check", "u.csv", "--encoding", name)
+        assert result.exit_code in (1, 2) and result.exception.__class__ is SystemExit
+        assert "cp1252 would" not in result.stdout
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-be"])
+def test_what_stands_before_a_fault_is_read_in_its_byte_order(encoding: str, place: Path) -> None:
+    rows = "\ufeff" + "".join(json.dumps({"user": f"question {n}", "bot": f"answer {n}"}) + "\n" for n in range(20_000))
+    half = "\ud800".encode(encoding, "surrogatepass")
+    (place / "t.jsonl").write_bytes(rows.encode(encoding) + half + "a".encode(encoding))
+    questions, faults = tolerant(place / "t.jsonl")
+    assert len(questions) == 20_000 and faults.count == 1
+    assert f"t.jsonl:20001: expected {encoding.upper()}" in faults.kept[0] and "cp1252" not in faults.kept[0]
+
+
+def test_repeats_are_not_counted_among_the_tokens(place: Path) -> None:
+    (place / "rows.jsonl").write_text("\n".join([json.dumps(PAIRS[0])] * 5 + [json.dumps(PAIRS[1])]))
+    figures = json.loads(invoke("data", "check", "rows.jsonl", "--json").stdout)
+    (place / "once.jsonl").write_text("\n".join(map(json.dumps, PAIRS[:2])))
+    once = json.loads(invoke("data", "check", "once.jsonl", "--json").stdout)
+    assert figures["notes"]["records that repeat an earlier one"]["count"] == 4
+    for name in ("conversations", "tokens", "learnt_tokens", "steps"):
+        assert figures[name] == once[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("t.dat", b"sep=;\r\nquestion;answer\r\nHi there;Hello you\r\n"),
+        ("t.csv", b"\n\r\nuser,bot\nHi there,Hello you\n"),
+    ],
+)
+def test_what_stands_before_a_header_is_passed_over(name: str, data: bytes, place: Path) -> None:
+    (place / name).write_bytes(data)
+    (record,) = read(Source(place / name), Report()).records
+    assert [message.content for message in record.content] == ["Hi there", "Hello you"]
+
+
+def test_a_table_of_one_column_is_known_by_both_its_names(place: Path) -> None:
+    for name, texts in (("t.csv", ["one, or", "two"]), ("t.txt", ['text\n"one, or"\ntwo'])):
+        (place / name).write_text('text\n"one, or"\ntwo\n')
+        assert [record.content for record in read(Source(place / name), Report()).records] == texts
+
+
+def test_a_pattern_takes_folders_as_the_shell_does(place: Path) -> None:
+    (place / "d" / "deep").mkdir(parents=True)
+    for name in ("d/a.txt", "d/deep/b.txt"):
+        (place / name).write_text("text")
+    assert [str(source.path) for source in expand(["d/*"])] == ["d/a.txt", "d/deep/b.txt"]
+    assert [str(source.path) for source in expand(["d/**"])] == ["d/a.txt", "d/deep/b.txt"]
+
+
+def test_a_folder_that_cannot_be_opened_and_an_empty_file_are_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "closed"):
+        (place / "d" / name).mkdir(parents=True)
+        (place / "d" / name / "t.txt").write_text("text")
+    (place / "d" / "empty.md").touch()
+    scan = os.scandir
+
+    def closed(path: str) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr("os.scandir", closed)
+    report = Report()
+    assert [str(source.path) for source in expand(["d"], report=report)] == ["d/a/t.txt"]
+    assert report.lines() == [
+        "1 empty files of folders, left out: empty.md",
+        "1 folders that cannot be opened, left out: closed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        (["[12.03.24, 10:15] Anna: hi", "[12.03.24, 10:16] Ben: yes"] * 2, ("Anna", "Ben")),
+        (["12/3/24, 9:01 PM - Anna B.: hi", "12/3/24, 9:02 PM - Ben: yes"] * 2, ("Anna B", "Ben")),
+        (["Q: what?", "A: that", "", "Q: when?", "A: then"], ("Q", "A")),
+        (["Note: a text", "It goes on.", "And on.", "See: below"], ()),
+        (["a" * 100_000, "- " * 50_000], ()),
+    ],
+)
+def test_a_talk_under_other_names_is_noticed(lines: list[str], names: tuple[str, ...], place: Path) -> None:
+    assert sorted(speakers_of(lines)) == sorted(names)
+    (place / "talk.txt").write_text("\n".join(lines))
+    said = invoke("train", "--model", "demo", "--conversation_file", "talk.txt").stderr
+    assert ("if it is a talk" in said) == bool(names)
 
 
 def test_a_transcript_begins_anew_behind_a_question_without_an_answer(place: Path) -> None:

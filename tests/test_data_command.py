@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +230,24 @@ def test_split_writes_two_files_that_training_reads(place: Path) -> None:
     assert result.stderr == "wrote 40 records to train.jsonl\nwrote 10 records to heldout.jsonl\n"
     both = [*back(place / "train.jsonl", "messages"), *back(place / "heldout.jsonl", "messages")]
     assert sorted(m[0].content for m in both) == sorted(f"Q{n}" for n in range(50))
+
+
+def test_split_writes_both_files_or_none(place: Path) -> None:
+    (place / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    (place / "file").touch()
+    result = invoke("data", "split", "rows.jsonl", "--train", "train.jsonl", "--heldout", "file/held.jsonl")
+    assert result.exit_code == 1 and not (place / "train.jsonl").exists()
+
+
+def test_what_is_written_is_packed_as_its_name_says(place: Path) -> None:
+    (place / "rows.jsonl").write_text(json.dumps(ROWS[0]))
+    for name, unpack in (("a.json.gz", gzip.decompress), ("a.jsonl.xz", lzma.decompress)):
+        assert invoke("data", "convert", "rows.jsonl", name, "--to", "pairs").exit_code == 0
+        text = unpack((place / name).read_bytes()).decode()
+        assert (json.loads(text)[0] if "json." in name else json.loads(text))["user"] == ROWS[0]["user"]
+    (place / "text.md").write_text("A text.")
+    result = invoke("data", "convert", "text.md", "t.txt", "--to", "text")
+    assert result.exit_code == 2 and "name it t.jsonl" in result.stderr
 
 
 def test_a_sample_is_even_and_in_order() -> None:

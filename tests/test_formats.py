@@ -22,7 +22,7 @@ from gpt2chat.formats import Library, Source, expand
 from gpt2chat.formats.json_rows import read_rows
 from gpt2chat.formats.rows import pairs_to_messages
 from gpt2chat.formats.sources import PIECE
-from gpt2chat.records import Record, Report
+from gpt2chat.records import Faults, Record, Report
 from gpt2chat.tokenizer import END_OF_TEXT, Tokenizer
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -427,6 +427,30 @@ def test_folders_patterns_and_near_names(tmp_path: Path) -> None:
         expand([tmp_path / "empty"])
 
 
+def test_what_openai_and_others_also_write_is_read(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
+    rows = [
+        {
+            "messages": [
+                {"role": "developer", "content": parts},
+                *({"role": r, "content": r} for r in ("user", "assistant")),
+            ]
+        },
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, {"role": "assistant", "content": "x"}]},
+    ]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    faults = Faults()
+    (record,) = formats.read(Source(tmp_path / "m.jsonl"), Report(), faults=faults).records
+    assert record.content[0] == Message("system", "Be brief.")
+    assert faults.count == 1 and "m.jsonl:2: record 2: message 1" in faults.kept[0]
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "s.json").write_text(json.dumps([{"conversations": turns}]))
+    assert library(tmp_path / "s.json").conversations[0].content == (Message("user", "a"), Message("assistant", "b"))
+    (tmp_path / "k.json").write_text('[{"User": "a", "Bot": "b"}]')
+    with pytest.raises(DataError, match="expected keys in lower case, got 'User', 'Bot': rename them"):
+        library(tmp_path / "k.json")
+
+
 def test_what_a_folder_holds_is_used_or_named(tmp_path: Path) -> None:
     for folder in ("one", "other", ".git"):
         (tmp_path / folder).mkdir()
@@ -439,8 +463,8 @@ def test_what_a_folder_holds_is_used_or_named(tmp_path: Path) -> None:
     sources = expand([tmp_path], report=report)
     assert [source.path.parent.name for source in sources] == ["one", "other"]
     assert report.lines() == [
-        "3 links to folders or to nothing, pipes and devices in folders, left out: another, linked.txt, pipe.txt",
         "2 hidden files of folders, left out: .git, one/.note.txt",
+        "3 links to folders or to nothing, pipes and devices in folders, left out: another, linked.txt, pipe.txt",
     ]
     for source in sources:
         list(formats.read(source, report).records)

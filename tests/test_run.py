@@ -22,7 +22,7 @@ from gpt2chat.conversation import TEMPLATES, Example, Message, render
 from gpt2chat.data import Dataset
 from gpt2chat.errors import CheckpointError, ConfigError, ContextError, DataError, DiskFullError
 from gpt2chat.model import GPT2, GPT2Config
-from gpt2chat.run import HISTORY_ROWS, Run, RunFiles, check_room, check_writable, hash_file
+from gpt2chat.run import HISTORY_ROWS, Run, RunFiles, check_replaceable, check_room, check_writable, hash_file
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.training import Step, TrainConfig, make_optimizer, mean_loss, train
 
@@ -361,7 +361,7 @@ def test_the_files_of_a_run_stand_beside_its_checkpoint(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="expected a file name for the checkpoint, found a folder"):
-        check_writable(RunFiles(tmp_path))
+        check_replaceable(RunFiles(tmp_path))
     (tmp_path / "file").write_text("here")
     with pytest.raises(CheckpointError, match="cannot be written"):
         check_writable(RunFiles(tmp_path / "file" / "bot.pt"))

@@ -45,15 +45,24 @@ def data_command() -> None:
 
 
 def _records(places: tuple[Path, ...], only: str | None = None, **o: Any) -> Iterator[Record]:
-    """Yield the records of all places, or of `only` one kind; what was found odd is said at the end."""
-    from gpt2chat.formats import read
+    """Return the records of all places, or of `only` one kind; what was found odd is said at the end."""
     from gpt2chat.records import Report
 
     report = Report()
-    for source in sources(places, o.get("encoding"), report):
+    return _read_all(sources(places, o.get("encoding"), report), only, report, **o)
+
+
+def _read_all(found: list[Source], only: str | None, report: Report, **o: Any) -> Iterator[Record]:
+    from gpt2chat.errors import DataError
+    from gpt2chat.formats import read
+
+    for source in found:
         reading = read(source, report, o.get("format"), o.get("text_separator"), as_text=only == "texts")
         if not (source.in_folder and reading.is_left_out(only, report)):
-            yield from reading.records
+            try:
+                yield from reading.records
+            except DataError as error:
+                raise DataError(f"{error}; gpt2chat data check names all faults, --fix mends") from None
     for line in report.lines():
         say(f"note: {visible(line)}")
 
@@ -200,7 +209,8 @@ def _print(check: Check, figures: dict[str, Any]) -> None:
             click.echo(line)
         if figures["too_long"]:
             share = f"{figures['cut_share']:.1%} of all tokens"
-            click.echo(f"{figures['too_long']} records are longer than {check.max_tokens} tokens, by {share}")
+            what = f"{figures['too_long']} records are longer than {check.max_tokens} tokens, by {share}"
+            click.echo(f"{what}: train stops at these, or takes --too_long cut or skip")
         click.echo(
             f"training {figures['model']}: about {figures['steps']} steps ({figures['epochs']} epochs), "
             f"{in_words(60 * figures['minutes'])} on this CPU; train --dry_run times it"
@@ -256,12 +266,14 @@ def split_command(places: tuple[Path, ...], fraction: float, seed: int, train: P
       gpt2chat data split faq.csv --train faq_train.jsonl --heldout faq_heldout.jsonl
     """
     from gpt2chat.checking import split_by_question
-    from gpt2chat.formats.writers import write
+    from gpt2chat.formats.writers import is_list, opened, write_to
 
     _spare("train and heldout", [train, heldout], places)
     kept, held = split_by_question(list(_records(places, "conversations", **o)), fraction, seed)
-    for records, path in ((kept, train), (held, heldout)):
-        say(f"wrote {write(records, path, 'messages')} records to {path}")
+    with opened(train) as first, opened(heldout) as second:  # both, or neither
+        counts = write_to(first, kept, "messages", is_list(train)), write_to(second, held, "messages", is_list(heldout))
+    for count, path in zip(counts, (train, heldout), strict=True):
+        say(f"wrote {count} records to {path}")
 
 
 @data_command.command("stats", context_settings=SETTINGS)
@@ -313,7 +325,7 @@ def sample_command(places: tuple[Path, ...], count: int, seed: int, **o: Any) ->
     from gpt2chat.checking import draw
 
     for record in draw(_records(places, **o), count, seed):
-        click.echo(click.style(record.place, dim=True))
+        click.echo(click.style(visible(record.place), dim=True))
         if isinstance(record.content, str):
             click.echo(visible(record.content))
         else:

@@ -30,15 +30,15 @@ def lines(plan: Plan) -> Iterator[str]:
     yield f"tokens: {ids} in one pass, {learnt} of them learnt"
     yield f"steps: {plan.total} of up to {plan.config.batch_size} rows of {plan.config.row_tokens} tokens"
     yield f"disk: {16 * parameters / 1e6:.0f} MB for the checkpoint and the state to resume from"
-    yield f"memory: {_memory(plan, plan.config)} at the peak, by formula"
+    yield f"memory: {_memory(plan, plan.config)} MB at the peak, by formula"
     yield from _timed(plan)
     yield from _smaller(plan)
 
 
-def _memory(plan: Plan, config: TrainConfig) -> str:
+def _memory(plan: Plan, config: TrainConfig) -> int:
     rows, width, targets = largest_part(plan.dataset, config)
     needed = training_memory(plan.run.model.config, rows, width, targets, plan.dtype, config.accumulate)
-    return f"{needed / 1e6:.0f} MB"
+    return round(needed / 1e6)
 
 
 def _timed(plan: Plan) -> Iterator[str]:
@@ -67,8 +67,9 @@ def _smaller(plan: Plan) -> Iterator[str]:
     config = plan.config
     if config.batch_size > config.accumulate:
         parts = dataclasses.replace(config, accumulate=config.batch_size)
-        yield f"--accumulate {parts.accumulate}: {_memory(plan, parts)}, the same result in a little more time"
+        if _memory(plan, parts) < _memory(plan, config):
+            yield f"--accumulate {parts.accumulate}: {_memory(plan, parts)} MB, the same result in a little more time"
     for size in (config.batch_size // 2, config.batch_size * 2):
         if size:
             other = dataclasses.replace(config, batch_size=size, accumulate=min(config.accumulate, size))
-            yield f"--batch_size {size}: {_memory(plan, other)}, {sum(count_steps(plan.dataset, other))} steps"
+            yield f"--batch_size {size}: {_memory(plan, other)} MB, {sum(count_steps(plan.dataset, other))} steps"

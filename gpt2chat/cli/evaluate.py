@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.options import device_options
+from gpt2chat.cli.options import device_options, sources
 from gpt2chat.cli.terminal import SETTINGS, reports_errors, say
 
 if TYPE_CHECKING:
     from gpt2chat.checkpoint import Checkpoint
-    from gpt2chat.conversation import Message, Template
+    from gpt2chat.conversation import Message
     from gpt2chat.model import GPT2
 
 IN_A_ROW = 200  # so many questions are also asked in one conversation
@@ -25,6 +25,8 @@ FILE = click.Path(path_type=Path)
 @click.argument("checkpoint")
 @click.option("--conversation_file", type=FILE, multiple=True, help="Pairs to answer and to score.")
 @click.option("--text_file", type=FILE, multiple=True, help="Text to score.")
+@click.option("--format", help="What the files are, if it is not seen.")
+@click.option("--encoding", help="Of the files.  [default: UTF-8, or what a byte-order mark says]")
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many pairs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--show", type=click.IntRange(0), default=3, help="Print so many wrong answers.")
@@ -53,20 +55,21 @@ def evaluate_command(
     model = loaded.build_model(pick_dtype(o["dtype"], device), device)
     result: dict[str, Any] = {"checkpoint": checkpoint}
     if text_file:
-        result["text"] = _text(model, text_file)
+        result["text"] = _text(model, text_file, o["encoding"])
     if conversation_file:
-        result["conversations"] = _conversations(model, loaded, conversation_file, o["limit"], o["show"])
+        conversations = _read(conversation_file, loaded, **o)
+        result["conversations"] = _conversations(model, loaded, conversations, o["show"])
     click.echo(json.dumps(result) if o["as_json"] else _table(result))
 
 
-def _text(model: Any, files: tuple[Path, ...]) -> dict[str, float]:
+def _text(model: Any, files: tuple[Path, ...], encoding: str | None) -> dict[str, float]:
     from gpt2chat.errors import DataError
     from gpt2chat.evaluation import Perplexity, text_perplexity
-    from gpt2chat.formats import expand
+    from gpt2chat.records import Report
     from gpt2chat.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.gpt2()
-    texts = {source.name: source.text() for source in expand(files)}
+    texts = {source.name: source.text() for source in sources(files, encoding, Report())}
     for name, text in texts.items():
         if not text.strip():
             raise DataError(f"{name}: expected text, found none")
@@ -76,7 +79,7 @@ def _text(model: Any, files: tuple[Path, ...]) -> dict[str, float]:
 
 
 def _conversations(
-    model: GPT2, loaded: Checkpoint, files: tuple[Path, ...], limit: int | None, show: int
+    model: GPT2, loaded: Checkpoint, conversations: list[tuple[Message, ...]], show: int
 ) -> dict[str, Any]:
     from tqdm import tqdm
 
@@ -84,7 +87,6 @@ def _conversations(
     from gpt2chat.tokenizer import Tokenizer
 
     tokenizer, template, n_ctx = Tokenizer.gpt2(), loaded.template, loaded.config.n_ctx
-    conversations = _read(files, limit, template, n_ctx)
     answers = replies(model, tokenizer, template, conversations)
     found = list(tqdm(answers, total=len(conversations), desc="answers", unit="q", disable=None, leave=False))
     wrong = [reply for reply in found if not reply.exact]
@@ -102,16 +104,17 @@ def _conversations(
     }
 
 
-def _read(files: tuple[Path, ...], limit: int | None, template: Template, n_ctx: int) -> list[tuple[Message, ...]]:
+def _read(files: tuple[Path, ...], loaded: Checkpoint, **o: Any) -> list[tuple[Message, ...]]:
     """Read the conversations to score; raises ContextError for one that the model cannot hold."""
     from gpt2chat.conversation import render
     from gpt2chat.errors import ContextError
-    from gpt2chat.formats import expand, read_conversations
+    from gpt2chat.formats import read_conversations
     from gpt2chat.records import Report
     from gpt2chat.tokenizer import Tokenizer
 
+    template, n_ctx = loaded.template, loaded.config.n_ctx
     report, conversations = Report(), []
-    records = read_conversations(expand(files), report)[:limit]
+    records = read_conversations(sources(files, o["encoding"], report), report, o["format"])[: o["limit"]]
     for line in report.lines():
         say(f"note: {line}")
     for record in records:

@@ -23,7 +23,7 @@ from gpt2chat.formats import Library, Source
 from gpt2chat.hardware import pick_device, pick_dtype
 from gpt2chat.model import GPT2, MODEL_SIZES
 from gpt2chat.records import Report
-from gpt2chat.run import Run, RunFiles, check_room, check_writable, hash_file, stored_settings
+from gpt2chat.run import Run, RunFiles, check_replaceable, check_room, check_writable, hash_file, stored_settings
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.training import Step, TrainConfig, count_steps, default_learning_rate, make_optimizer, train
 from gpt2chat.version import __version__
@@ -70,6 +70,7 @@ def make_plan(options: dict[str, Any]) -> Plan:
     files, report = RunFiles(options["save_path"]), Report()
     places = _sources(options, report)
     _spare_the_data(files, (source for source, _ in places))
+    check_replaceable(files)
     library, hashes = _read(options, places, report)
     if not options["dry_run"]:
         check_writable(files)

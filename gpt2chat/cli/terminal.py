@@ -89,17 +89,18 @@ def kept_input(pipe: Path | None) -> Path:
     """
     from gpt2chat.errors import DataError
 
-    with tempfile.NamedTemporaryFile(prefix="gpt2chat-", delete=False) as kept:
-        atexit.register(lambda: Path(kept.name).unlink(missing_ok=True))
-        try:
+    name, place = "standard input" if pipe is None else str(pipe), tempfile.gettempdir()
+    try:
+        with tempfile.NamedTemporaryFile(prefix="gpt2chat-", delete=False) as kept:
+            place = kept.name
+            atexit.register(lambda: Path(place).unlink(missing_ok=True))
             with contextlib.nullcontext(sys.stdin.buffer) if pipe is None else pipe.open("rb") as source:
                 shutil.copyfileobj(source, kept)
-        except OSError as error:
-            name = "standard input" if pipe is None else str(pipe)
-            raise DataError(
-                f"{name}: cannot be kept in {kept.name}: {error.strerror}: set TMPDIR to a disk with room"
-            ) from None
-    return Path(kept.name)
+    except OSError as error:
+        raise DataError(
+            f"{name}: cannot be kept in {place}: {error.strerror}: set TMPDIR to a disk with room"
+        ) from None
+    return Path(place)
 
 
 def visible(text: str) -> str:

@@ -19,7 +19,7 @@ from gpt2chat.formats.json_rows import read_rows
 from gpt2chat.formats.rows import KINDS, Kind, Messages, checked, kind_of, read_row
 from gpt2chat.formats.sources import LONGEST_TEXT, Source, expand
 from gpt2chat.formats.tables import read_table, separator_of
-from gpt2chat.formats.transcripts import SPOKEN, is_chatml, is_transcript, read_chatml, read_transcript
+from gpt2chat.formats.transcripts import SPOKEN, is_chatml, is_transcript, read_chatml, read_transcript, speakers_of
 from gpt2chat.records import Faults, Record, Report
 from gpt2chat.tokenizer import END_OF_TEXT
 
@@ -41,6 +41,7 @@ class Reading:
     form: str
     kind: str
     records: Iterator[Record]
+    speakers: tuple[str, ...] = ()  # whose names seem to begin the lines of a text
 
     def is_left_out(self, only: str | None, report: Report) -> bool:
         """Whether this is a file of a folder, but not of the `only` kind that is wanted; then `report` notes it.
@@ -51,7 +52,8 @@ class Reading:
             return False
         if not self.source.in_folder:
             option = "--text_file" if self.kind == "texts" else "--conversation_file"
-            raise DataError(f"{self.source.name}: found {self.form}, which goes to {option}")
+            talk = f"; if it is a talk, {' and '.join(self.speakers)} must be User: and Bot:" if self.speakers else ""
+            raise DataError(f"{self.source.name}: found {self.form}, which goes to {option}{talk}")
         report.add(f"files of {self.kind} in a folder of {only}, left out", self.source.name)
         return True
 
@@ -111,7 +113,7 @@ def read(
     source = dataclasses.replace(source, faults=faults)
     if not head.strip():
         raise DataError(f"{source.name}: expected text or records, found an empty file")
-    lines = re.sub("^sep=.\n", "", head).splitlines()  # that is what Excel writes before the header
+    lines = re.sub(r"^\s*(?:sep=.\s+)?", "", head).splitlines()  # that is what Excel writes before the header
     kind = None if wanted in ("transcript", "chatml") else wanted
     if _is_json(head, source, wanted, as_text):
         return _rows(source, report, "JSON", read_rows(source), kind, faults)
@@ -126,11 +128,22 @@ def read(
         return Reading(
             source, "transcript", "conversations", _conversations(source, read_transcript(source), report, faults)
         )
-    if wanted is None and not as_text and sum(map(bool, map(SPOKEN.match, lines))) > 3:
-        report.add("texts with lines that begin with User: or Bot:; --format transcript reads them so", source.name)
     if kind not in (None, "text"):
         raise DataError(f"{source.name}: expected {kind} in JSON or a table, found neither")
-    return Reading(source, "text", "texts", _texts(source, report, separator, faults))
+    speakers = () if wanted or as_text else _note_talk(lines, source, report)
+    return Reading(source, "text", "texts", _texts(source, report, separator, faults), speakers)
+
+
+def _note_talk(lines: list[str], source: Source, report: Report) -> tuple[str, ...]:
+    """Note a text that may be meant as a conversation; return the names of its speakers, where they are not ours."""
+    if sum(map(bool, map(SPOKEN.match, lines))) > 3:
+        report.add("texts with lines that begin with User: or Bot:; --format transcript reads them so", source.name)
+        return ()
+    speakers = speakers_of(lines)
+    if speakers:
+        names = " and ".join(speakers)
+        report.add(f"texts that look like a talk of {names}; named User: and Bot: they are conversations", source.name)
+    return speakers
 
 
 def _is_json(head: str, source: Source, wanted: str | None, as_text: bool) -> bool:
@@ -142,18 +155,19 @@ def _is_json(head: str, source: Source, wanted: str | None, as_text: bool) -> bo
 
 def _table_separator(lines: list[str], name: str) -> str | None:
     """Return what parts the columns, if the first line is a header that tells what the rows are, or the name does."""
-    parted = separator_of(lines[0]) if lines else None
-    if parted is None:
-        return None
+    parted, named = separator_of(lines[0]), name.lower().endswith((".csv", ".tsv"))
     names = [name.strip().strip('"').lower() for name in lines[0].split(parted)]
-    return parted if any(kind.fits(names) for kind in KINDS) or name.lower().endswith((".csv", ".tsv")) else None
+    if parted is None:
+        return "," if named and names == ["text"] else None
+    return parted if any(kind.fits(names) for kind in KINDS) or named else None
 
 
 def _note_encoding(source: Source, report: Report) -> None:
     """Note a file that is read in another encoding because it was asked for, although it is UTF-8."""
     if source.encoding and codecs.lookup(source.encoding).name != "utf-8":
+        strict = dataclasses.replace(source, faults=None)
         with contextlib.suppress(DataError):
-            if dataclasses.replace(source, encoding=None).head() != source.head():
+            if dataclasses.replace(strict, encoding=None).head() != strict.head():
                 report.add(f"files that are UTF-8, read as {source.encoding} as asked", source.name)
 
 

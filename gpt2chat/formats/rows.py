@@ -29,6 +29,7 @@ SPEAKERS = {
     "chatgpt": "assistant",
     "agent": "assistant",
     "system": "system",
+    "developer": "system",
 }
 # Names of the two sides of a pair, in rows and in the header of a table.
 PAIRS = (("user", "bot"), ("question", "answer"), ("prompt", "completion"), ("prompt", "response"), ("input", "output"))
@@ -87,7 +88,15 @@ def _messages(row: Mapping[str, Any]) -> Content:
 
 
 def _sharegpt(row: Mapping[str, Any]) -> Content:
-    return (*_system(row), *(_message(item, number, "from", "value") for number, item in _items(row, "conversations")))
+    items = _items(row, "conversations")
+    return (*_system(row), *[_message(item, number, *_sharegpt_keys(item)) for number, item in items])
+
+
+def _sharegpt_keys(item: Any) -> tuple[str, str]:
+    """Return the keys of who speaks and what: some programs write those of OpenAI here."""
+    return (
+        ("role", "content") if isinstance(item, dict) and "role" in item and "from" not in item else ("from", "value")
+    )
 
 
 def _alpaca(row: Mapping[str, Any]) -> Content:
@@ -113,6 +122,8 @@ def _items(row: Mapping[str, Any], key: str) -> Iterable[tuple[int, Any]]:
 def _message(item: Any, number: int, role: str, content: str) -> Message:
     """Read one message; a weight of 0 keeps an answer out of the loss."""
     says, who = (item.get(content), item.get(role)) if type(item) is dict else (None, None)
+    if type(says) is list:
+        says = _parts(says)
     if type(says) is not str or type(who) is not str:
         raise DataError(f'message {number}: expected {{"{role}": str, "{content}": str}}, got {_shown(item)}')
     speaker = SPEAKERS.get(who) or SPEAKERS.get(who.lower())
@@ -124,6 +135,13 @@ def _message(item: Any, number: int, role: str, content: str) -> Message:
     if weight not in (0, 1):
         raise DataError(f"message {number}: weight: expected 0 or 1, got {_shown(weight)}")
     return Message(speaker, says.strip(), bool(weight))
+
+
+def _parts(parts: list[Any]) -> str | None:
+    """Return the text of OpenAI's content parts; None where one is no text."""
+    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+    whole = len(texts) == len(parts) and all(isinstance(text, str) for text in texts)
+    return "".join(map(str, texts)) if whole else None
 
 
 def _plain_text(row: Mapping[str, Any]) -> Content:
@@ -146,7 +164,7 @@ KINDS = (
         '{"conversations": [{"from": "human", "value": ...}, ...]}',
         _sharegpt,
         ("system",),
-        MESSAGE | {"from", "value"},
+        MESSAGE | {"from", "value", "role", "content"},
     ),
     Kind(
         "alpaca",
@@ -170,6 +188,8 @@ def kind_of(keys: Iterable[str], place: str, wanted: str | None = None) -> Kind:
         if kind.fits(keys) and wanted in (None, kind.name):
             return kind
     kinds = [kind for kind in KINDS if wanted in (None, kind.name)]
+    if any(kind.fits(key.lower() for key in keys) for kind in kinds):
+        raise DataError(f"{place}: expected keys in lower case, got {', '.join(map(repr, keys))}: rename them")
     shapes = " or ".join(dict.fromkeys(kind.shape for kind in kinds[:5]))
     raise DataError(f"{place}: expected {shapes}, got the keys {', '.join(map(repr, keys)) or 'of an empty record'}")
 

@@ -23,21 +23,21 @@ from gpt2chat.records import Faults, Report
 HEAD, LONGEST_TEXT = 1 << 16, 8 << 20  # characters
 PIECE = 1 << 20  # bytes that are decoded at a time
 ESCAPED = re.compile(r"[\udc80-\udcff]+")  # what Python makes of bytes that are not UTF-8
-LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)")
+LINE_END = re.compile(r"\r\n?|\n")
 SUFFIXES = (".txt", ".md", ".markdown", ".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 PACKED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open}
 BOMS = (  # of UTF-32 before those of UTF-16, with which they begin
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 
 
 OFFICE = "save it as CSV (UTF-8) or as text"
 NO_TEXT = {
-    b"PK\x03\x04": ("a zip file, perhaps of Excel or Word", OFFICE),
+    b"PK\x03\x04": ("a zip file, perhaps of Excel or Word", f"unpack it, or {OFFICE}"),
     b"\xd0\xcf\x11\xe0": ("a file of Excel or Word", OFFICE),
     b"%PDF-": ("a PDF", "save it as text"),
     b"\x89PNG": ("a picture", "pass files of text"),
@@ -72,24 +72,28 @@ class Source:
         with self._open() as file:
             data = file.read1(PIECE)
             self._refuse_programs_files(data)
-            encoding = self._encoding(data)
-            tolerant = self.faults is not None and encoding in ("utf-8", "utf-8-sig")
+            encoding, mark = self._encoding(data)
+            data = data[len(mark) :]
+            tolerant = self.faults is not None and encoding == "utf-8"
             decoder = codecs.getincrementaldecoder(encoding)("surrogateescape" if tolerant else "strict")
-            line = 1
+            line, ended = 1, False
             while True:
                 try:
-                    text = decoder.decode(data, final=not data)
+                    text = decoder.decode(data, final=ended)
                 except UnicodeDecodeError as error:
                     yield error.object[: error.start].decode(encoding)
-                    raise self._undecodable(error.object, error.start, encoding.removesuffix("-sig"), line) from None
+                    raise self._undecodable(error.object, error.start, encoding, line) from None
+                except UnicodeError as error:
+                    raise DataError(f"{self.name}:{line}: expected {encoding.upper()}: {error}") from None
                 if tolerant and not _is_unicode(text):
                     text = self._guessed(text, line)
                 line += text.count("\n")
                 if text:
                     yield text
-                if not data:
+                if ended:
                     return
                 data = file.read1(PIECE)
+                ended = not data
 
     def head(self) -> str:
         """Return the first characters, which tell the form."""
@@ -106,12 +110,12 @@ class Source:
         """Yield the lines with their ends, as they stand there."""
         rest = ""
         for piece in self.pieces():
-            text = rest + piece
+            text, searched = rest + piece, max(0, len(rest) - 1)
             end = len(text) - text.endswith("\r")  # its line feed may be still to come
             at = 0
-            for found in LINE.finditer(text, 0, end):
+            for found in LINE_END.finditer(text, searched, end):
+                yield text[at : found.end()]
                 at = found.end()
-                yield found[0]
             rest = text[at:]
         if rest:
             yield rest
@@ -164,19 +168,26 @@ class Source:
             not self.encoding
             and not head.startswith(tuple(mark for mark, _ in BOMS))
             and max(zeros) > 0.4 * len(head[:2048])
+            and min(zeros) < 0.1 * len(head[:2048])
         ):
             guess = "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
             raise DataError(f"{self.name}: expected UTF-8, found what looks like {guess}: pass --encoding {guess}")
 
-    def _encoding(self, head: bytes) -> str:
-        marked = next((name for mark, name in BOMS if head.startswith(mark)), None)
-        if self.encoding is not None and marked is None:
-            try:
-                "".encode(self.encoding)  # which only an encoding of text can
-                return codecs.lookup(self.encoding).name
-            except (LookupError, UnicodeError):
-                raise ConfigError(f"encoding: {self.encoding!r} is not known; utf-8, cp1252 and utf-16 are") from None
-        return marked or "utf-8"
+    def _encoding(self, head: bytes) -> tuple[str, bytes]:
+        """Return the encoding, and the mark of it at the beginning, which is no text."""
+        for mark, name in BOMS:
+            if head.startswith(mark):
+                return name, mark
+        if self.encoding is None:
+            return "utf-8", b""
+        try:
+            "".encode(self.encoding)  # which only an encoding of text can
+            name = codecs.lookup(self.encoding).name
+            if name in ("punycode", "idna"):  # of names on the net
+                raise LookupError
+            return name, b""
+        except (LookupError, UnicodeError):
+            raise ConfigError(f"encoding: {self.encoding!r} is not known; utf-8, cp1252 and utf-16-le are") from None
 
     def _guessed(self, text: str, line: int) -> str:
         """Note each line with bytes that are not UTF-8, and return the text with these bytes read as cp1252."""
@@ -195,9 +206,13 @@ class Source:
     def _undecodable(self, data: bytes, start: int, encoding: str, line: int) -> DataError:
         line += data.count(b"\n", 0, start)
         around = data[max(0, start - 12) : start + 12]
-        hint = "pass its --encoding"
+        hint = "the file is damaged" if self.encoding is None else "pass its --encoding"
         with contextlib.suppress(UnicodeDecodeError):
-            hint = f"--encoding cp1252 would read it as {around.decode('cp1252')!r}"
+            if encoding == "utf-8":
+                hint = f"--encoding cp1252 would read it as {around.decode('cp1252')!r}"
+            elif self.encoding is not None:
+                data.decode("utf-8")
+                hint = "it is UTF-8, for which no --encoding is needed"
         return DataError(f"{self.name}:{line}: expected {encoding.upper()}, found byte 0x{data[start]:02x}: {hint}")
 
 
@@ -227,25 +242,32 @@ def expand(places: Sequence[str | Path], encoding: str | None = None, report: Re
         elif there:
             sources.append(Source(path, encoding))
         else:
-            sources += [Source(Path(file), encoding) for file in _matching(str(place))]
+            sources += expand(_matching(str(place)), encoding, report)
     return sources
 
 
 def _inside(folder: Path, report: Report) -> list[Path]:
-    files, hidden = list[Path](), set[Path]()
-    for place in sorted(folder.rglob("*")):
-        parts = place.relative_to(folder).parts
-        begun = next((number for number, part in enumerate(parts, 1) if part.startswith(".")), 0)
-        if begun:
-            hidden.add(folder.joinpath(*parts[:begun]))
-        elif place.is_file() and _is_data(place):
-            files.append(place)
-        elif place.is_file():
-            report.add("files of folders that are not named as data is, left out", str(place))
-        elif place.is_symlink() or not place.is_dir():
-            report.add("links to folders or to nothing, pipes and devices in folders, left out", str(place))
-    for place in sorted(hidden):
-        report.add("hidden files of folders, left out", str(place))
+    files = list[Path]()
+
+    def refused(error: OSError) -> None:
+        report.add("folders that cannot be opened, left out", str(error.filename))
+
+    for here, folders, names in os.walk(folder, onerror=refused):
+        links = [name for name in folders if os.path.islink(os.path.join(here, name))]
+        for name in sorted(name for name in (*folders, *names) if name.startswith(".")):
+            report.add("hidden files of folders, left out", os.path.join(here, name))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in links)
+        for name in sorted(name for name in (*names, *links) if not name.startswith(".")):
+            place = Path(here, name)
+            if not os.path.isfile(place):
+                report.add("links to folders or to nothing, pipes and devices in folders, left out", str(place))
+            elif _is_data(place) and place.stat().st_size:
+                files.append(place)
+            elif _is_data(place):
+                report.add("empty files of folders, left out", str(place))
+            else:
+                report.add("files of folders that are not named as data is, left out", str(place))
+    files.sort()
     if not files:
         raise DataError(f"{folder}: expected data files ({', '.join(SUFFIXES)}, also .gz and .xz) in it, found none")
     return files
@@ -260,7 +282,9 @@ def _is_data(file: Path) -> bool:
 
 def _matching(pattern: str) -> list[str]:
     try:
-        found = sorted(file for file in glob.glob(pattern, recursive=True) if os.path.isfile(file))
+        deep = "**" in pattern  # finds what is in the folders too
+        there = sorted(glob.glob(pattern, recursive=True))
+        found = [place for place in there if os.path.isfile(place) or (os.path.isdir(place) and not deep)]
     except ValueError:  # a NUL in the name
         found = []
     if found:

@@ -29,7 +29,7 @@ def read_table(source: Source, separator: str) -> Iterator[tuple[int, Any]]:
     while True:
         try:
             fields = next(rows)
-            if not names and fields[:1] == ["sep="]:  # what Excel writes before the header
+            if not names and (fields[:1] == ["sep="] or not any(fields)):  # what Excel writes before the header
                 pass
             elif not names:
                 names = [name.strip().lower() for name in fields]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from gpt2chat.conversation import Message
@@ -11,6 +12,7 @@ from gpt2chat.formats.rows import SPEAKERS
 from gpt2chat.formats.sources import Source
 
 SPOKEN = re.compile(r"(user|human|customer|bot|assistant|gpt|chatgpt|agent|system) ?: ?(.*)", re.I)
+NAMED = re.compile(r"(?:[\W\d]*(?:[AaPp]\.?[Mm]\.?)?\W*)??([^\W\d][\w. -]{0,24}?)\W{0,2}: ?\S")
 BEGIN, END = re.compile(r"<\|im_start\|>(\w+)[ \t]*(.*)"), "<|im_end|>"
 
 
@@ -24,6 +26,15 @@ def is_transcript(lines: list[str]) -> bool:
 def is_chatml(lines: list[str]) -> bool:
     """Whether the first line with text opens a ChatML message."""
     return next((bool(BEGIN.match(line)) for line in lines if line.strip()), False)
+
+
+def speakers_of(lines: list[str]) -> tuple[str, ...]:
+    """Return the two names that begin most lines with text, as in `Anna: Hello`, behind a time or not; or none."""
+    filled = [line for line in lines if line.strip()]
+    names = Counter(found[1] for line in filled if (found := NAMED.match(line[:80])))
+    two = names.most_common(2)
+    often = len(two) == 2 and two[1][1] > 1 and sum(count for _, count in two) > 0.6 * len(filled)
+    return tuple(name for name, _ in two) if often else ()
 
 
 def read_transcript(source: Source) -> Iterator[tuple[int, tuple[Message, ...] | DataError]]:

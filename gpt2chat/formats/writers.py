@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gzip
 import io
 import json
+import lzma
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gpt2chat.conversation import Message
 from gpt2chat.errors import ConfigError, DataError
@@ -75,6 +78,7 @@ ROWS: dict[str, Callable[[Messages], dict[str, Any]]] = {
     "csv": lambda content: _pair(content, "csv"),
 }
 TARGETS = (*ROWS, "text")
+PACKERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def write(records: Iterable[Record], path: Path, form: str) -> int:
@@ -84,13 +88,35 @@ def write(records: Iterable[Record], path: Path, form: str) -> int:
     """
     if form not in TARGETS:
         raise ConfigError(f"to: expected one of {', '.join(TARGETS)}, got {form!r}")
+    if form == "text" and path.suffix.lower() in (".txt", ".md"):
+        raise ConfigError(
+            f'{path}: text is written as JSON lines {{"text": ...}}: name it {path.with_suffix(".jsonl")}'
+        )
+    with opened(path) as file:
+        return write_to(file, records, form, is_list(path))
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that is there whole at the end, or not at all; packed if its name ends in .gz or .xz."""
+    packer = PACKERS.get(path.suffix.lower())
+    with atomic_writer(path) as file, contextlib.nullcontext(file) if packer is None else packer(file, "wb") as written:
+        yield written
+
+
+def is_list(path: Path) -> bool:
+    """Whether JSON of this name is one list."""
+    return path.name.lower().endswith((".json", *(f".json{end}" for end in PACKERS)))
+
+
+def write_to(file: IO[bytes], records: Iterable[Record], form: str, listed: bool) -> int:
+    """Write records to an open file, as one list or one per line; return how many."""
     count = 0
-    with atomic_writer(path) as file:
-        for piece in _pieces(records, form, path.suffix.lower() == ".json"):
-            count += 1
-            file.write(LONE_SURROGATE.sub("\ufffd", piece).encode("utf-8"))
-        if form != "csv" and path.suffix.lower() == ".json":
-            file.write(b"\n]\n" if count else b"[]\n")
+    for piece in _pieces(records, form, listed):
+        count += 1
+        file.write(LONE_SURROGATE.sub("\ufffd", piece).encode("utf-8"))
+    if form != "csv" and listed:
+        file.write(b"\n]\n" if count else b"[]\n")
     return count
 
 

@@ -109,6 +109,8 @@ def load_place(path: Path, name: str, adapters: bool = True) -> Checkpoint:
         return checkpoint.load(path)  # which says what is missing
     stored = read_folder(path) if path.is_dir() else read_file(path)
     try:
+        if stored.config is not None:
+            read_config(stored.config)  # says best what another program's model is
         weights = translate(stored.tensors)
         weights.left_out += stored.left_out
         return _assemble(stored, weights, name)
@@ -122,7 +124,8 @@ def _load_adapted(folder: Path, name: str) -> Checkpoint:
     try:
         base = _load(_relative(place, folder), adapters=False)
     except (WeightsError, CheckpointError, ConfigError) as error:
-        raise WeightsError(f"{folder}: expected its base model {place[:80]!r}: {error}") from error
+        place = f"{place[:80]!r} (base_model_name_or_path in {adapter.CONFIG}; looked for here and in that folder)"
+        raise WeightsError(f"{folder}: expected its base model {place}: {error}") from error
     changed = adapter.merge(folder, entries_of(base.weights), base.mapped)
     form = f"{len(changed)} weights changed by a LoRA adapter on {name_of(base)}"
     weights = as_weights({**entries_of(base.weights), **changed})
@@ -159,6 +162,8 @@ def _assemble(stored: Stored, weights: Weights, name: str) -> Checkpoint:
         tensors["lm_head.weight"] = head
         config = dataclasses.replace(config, tie_word_embeddings=False)
         notes.append("its output head is not the embedding")
+    if stored.config is None and stored.shape.get("n_head") is None:
+        notes.append(f"{config.n_head} heads assumed, one for {HEAD_SIZE} of the width")
     checked = checkpoint.check_weights(config, {**tensors, **weights.computed}, stored.mapped)
     if config.vocab_size > vocabulary:  # rows that no text can spell, added as padding
         notes.append(f"{config.vocab_size - vocabulary} rows of padding cut off")

@@ -62,14 +62,14 @@ def merge(folder: Path, weights: Mapping[str, Entry], mapped: bool) -> dict[str,
     files = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not files:
         raise WeightsError(f"{folder}: expected {' or '.join(WEIGHT_FILES)} beside {CONFIG}, found neither")
-    pairs, whole = _pairs(read_file(files[0]).tensors, files[0])
+    pairs, whole, modules = _pairs(read_file(files[0]).tensors, files[0])
     merged = _replaced(whole, weights, mapped, files[0])
     for name, parts in pairs.items():
-        a, b, weight = parts.get("A"), parts.get("B"), weights.get(name)
+        a, b, weight = parts.get("A"), parts.get("B"), _base(weights, name)
         if a is None or b is None or weight is None:
             raise WeightsError(f"{files[0]}: {name}: expected lora_A, lora_B and such a weight in the base model")
         shape = tuple(weight.shape)
-        rank, scale = _rank_and_scale(config, name.removesuffix(".weight"), folder / CONFIG)
+        rank, scale = _rank_and_scale(config, modules[name], folder / CONFIG)
         if len(shape) != 2 or [tuple(a.shape), tuple(b.shape)] != [(rank, shape[1]), (shape[0], rank)]:
             raise WeightsError(
                 f"{files[0]}: {name}: A {tuple(a.shape)} and B {tuple(b.shape)} do not fit {shape} "
@@ -79,16 +79,21 @@ def merge(folder: Path, weights: Mapping[str, Entry], mapped: bool) -> dict[str,
         if not is_finite(total, mapped):
             raise WeightsError(f"{files[0]}: {name}: holds NaN or infinity when it is added to the base model")
     embedding, head = "wte.weight", "lm_head.weight"
-    if embedding in merged and not {head} & {*merged, *weights} and not config.get("ensure_weight_tying"):
+    if embedding in merged and not {head} & {*merged, *weights}:
         merged[head] = weights[embedding]  # as in peft, which changes the embedding alone
     return merged
+
+
+def _base(weights: Mapping[str, Entry], name: str) -> Entry | None:
+    """Return the weight of the base model that an adapter changes; a head that is not there is the embedding."""
+    return weights.get(name, weights["wte.weight"] if name == "lm_head.weight" else None)
 
 
 def _replaced(whole: Mapping[str, Tensor], weights: Mapping[str, Entry], mapped: bool, path: Path) -> dict[str, Entry]:
     """Return the weights that an adapter holds whole, in our layout and in the types of those they replace."""
     replaced: dict[str, Entry] = {}
     for name, stored in whole.items():
-        before = weights.get(name, weights["wte.weight"] if name == "lm_head.weight" else None)
+        before = _base(weights, name)
         tensor = stored.t() if name.endswith(LINEAR) and stored.dim() == 2 else stored
         if before is None or tensor.shape != before.shape:
             expected = "a weight of the base model" if before is None else f"the shape {tuple(before.shape)}"
@@ -120,6 +125,11 @@ def _checked(config: dict[str, Any], path: Path) -> dict[str, Any]:
     for pattern in ("rank_pattern", "alpha_pattern"):
         if not isinstance(config.get(pattern) or {}, dict):
             raise WeightsError(f"{path}: {pattern}: expected names with numbers, found {config[pattern]!r}")
+        for name in config.get(pattern) or {}:
+            try:
+                re.compile(name)
+            except re.error as error:
+                raise WeightsError(f"{path}: {pattern}: {name!r} is no regular expression: {error}") from error
     return config
 
 
@@ -138,15 +148,13 @@ def _rank_and_scale(config: dict[str, Any], module: str, path: Path) -> tuple[in
 
 def _names(pattern: str, module: str) -> bool:
     """Whether a pattern of peft, a regular expression for the end of a name, is that of a module."""
-    try:
-        return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", f"transformer.{module}") is not None
-    except re.error:
-        return False
+    return re.match(rf"(?:.*\.)?(?:{pattern})$", module) is not None
 
 
-def _pairs(stored: Any, path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """Return our name of each touched weight -> its A (rank, in) and B (out, rank); and what is stored whole."""
-    pairs, whole = dict[str, dict[str, Tensor]](), dict[str, Tensor]()
+def _pairs(stored: Any, path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor], dict[str, str]]:
+    """Return our name of each touched weight -> its A (rank, in) and B (out, rank); what is stored whole; and our name
+    -> that of the module in peft."""
+    pairs, whole, modules = dict[str, dict[str, Tensor]](), dict[str, Tensor](), dict[str, str]()
     for name, tensor in stored.items():
         if not isinstance(tensor, Tensor):
             raise WeightsError(f"{path}: expected tensors, found {name}")
@@ -158,10 +166,11 @@ def _pairs(stored: Any, path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[
         if found and found[2]:  # an embedding is laid out the other way round
             tensor, part = tensor.t() if tensor.dim() == 2 else tensor, {"A": "B", "B": "A"}[part]
         ours = WRAPPERS.sub("", place)
+        modules[ours] = place.removesuffix(".weight").removeprefix("base_model.model.")
         kept = pairs.setdefault(ours, {}) if found else whole
         if (part or ours) in kept:
             raise WeightsError(f"{path}: {name}: stored twice under different names")
         kept[part or ours] = tensor
     if not pairs and not whole:
         raise WeightsError(f"{path}: holds no tensors")
-    return pairs, whole
+    return pairs, whole, modules

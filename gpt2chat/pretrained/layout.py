@@ -58,6 +58,8 @@ def translate(stored: Mapping[str, object]) -> Weights:
             weights = read({name: tensors[name] for name in sorted(tensors)})
             weights.left_out += other
             return weights
+    if any(re.match(r"(?:wte|wpe|ln_f|h\.\d+)\.", WRAPPERS.sub("", name)) and ".lora_" not in name for name in tensors):
+        raise WeightsError("expected a whole GPT-2, found a part of one: pass the folder that holds all of its files")
     shown = ", ".join(list(map(str, stored))[:4]) or "nothing"
     raise WeightsError(f"expected the tensors of a GPT-2 (such as wte.weight or h.0.attn.c_attn.weight), found {shown}")
 
