@@ -584,6 +584,16 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     assert records[0] == records[1]
 
 
+def test_eval_reads_data_as_training_does(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes("Frage,user,bot\n1,Grüß dich,Schön\n".encode("cp1252"))
+    (tmp_path / "t.txt").write_bytes("Grüß dich".encode("cp1252"))
+    options = ["--conversation_file", tmp_path / "t.csv", "--text_file", tmp_path / "t.txt", "--json"]
+    result = invoke("eval", str(tiny), *map(str, options))
+    assert result.exit_code == 1 and "--encoding cp1252 would read it" in result.stderr
+    result = invoke("eval", str(tiny), *map(str, options), "--encoding", "cp1252", "--format", "pairs")
+    assert result.exit_code == 0 and json.loads(result.stdout)["conversations"]["pairs"] == 1
+
+
 SHORT = ("--epochs", "6", "--dropout", "0.1")
 
 

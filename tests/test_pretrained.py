@@ -293,6 +293,36 @@ def test_an_adapter_with_patterns_and_weights_of_its_own(
     assert not loaded.config.tie_word_embeddings
 
 
+def test_an_adapter_of_the_trunk_alone_and_of_the_head(model: GPT2LMHeadModel, tmp_path: Path) -> None:
+    """Patterns are matched with the names in peft, which begin with h in a GPT2Model; lm_head leaves the embedding."""
+    model.save_pretrained(tmp_path / "base")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "base_model_name_or_path": "../base", "r": 2, "lora_alpha": 2}
+    config |= {"alpha_pattern": {"^h.0.attn.c_attn": 6, "lm_hea": 9}}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    changed, tensors = reference(n_embd=64, n_head=1), {}
+    weight, embedding = changed.transformer.h[0].attn.c_attn.weight, changed.transformer.wte.weight.data
+    for place, shape in (("h.0.attn.c_attn", (192, 64)), ("lm_head", (len(embedding), 64))):
+        tensors[f"base_model.model.{place}.lora_A.weight"] = torch.randn(2, shape[1]) * 0.1
+        tensors[f"base_model.model.{place}.lora_B.weight"] = torch.randn(shape[0], 2) * 0.1
+    a, b, head_a, head_b = tensors.values()
+    weight.data += 3 * (b @ a).t()
+    changed.lm_head.weight = torch.nn.Parameter(embedding + head_b @ head_a)
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    loaded = pretrained.load(str(adapter))
+    torch.testing.assert_close(logits(loaded), expected(changed), rtol=0, atol=1e-5)
+
+
+def test_a_part_of_a_model_and_guessed_heads_are_named(model: GPT2LMHeadModel, tmp_path: Path) -> None:
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file({"transformer.wte.weight": weights["transformer.wte.weight"]}, tmp_path / "part.safetensors")
+    with pytest.raises(WeightsError, match="found a part of one: pass the folder"):
+        pretrained.load(str(tmp_path / "part.safetensors"))
+    torch.save({"state_dict": weights}, tmp_path / "alone.pt")
+    assert "1 heads assumed, one for 64" in pretrained.load(str(tmp_path / "alone.pt")).about["form"]
+
+
 @pytest.mark.parametrize("name", ["gelu_new", "gelu_pytorch_tanh"])
 def test_both_names_of_the_activation_are_known(name: str, model: GPT2LMHeadModel, tmp_path: Path) -> None:
     model.config.activation_function = name
