@@ -314,6 +314,30 @@ def test_an_adapter_of_the_trunk_alone_and_of_the_head(model: GPT2LMHeadModel, t
     torch.testing.assert_close(logits(loaded), expected(changed), rtol=0, atol=1e-5)
 
 
+def test_a_file_is_known_by_what_it_holds(model: GPT2LMHeadModel, tmp_path: Path) -> None:
+    torch.save(model.state_dict(), tmp_path / "weights.index")
+    loaded = pretrained.load(str(tmp_path / "weights.index"))
+    torch.testing.assert_close(logits(loaded), expected(model), rtol=0, atol=1e-5)
+
+
+def test_a_shard_that_no_index_names_is_named(model: GPT2LMHeadModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "shards", max_shard_size="5MB")
+    save_file({"x": torch.ones(1)}, tmp_path / "shards" / "more.safetensors")
+    loaded = pretrained.load(str(tmp_path / "shards"))
+    assert "1 entries left out: more.safetensors" in loaded.about["form"]
+
+
+def test_the_base_of_an_adapter_may_lie_beside_it(model: GPT2LMHeadModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
+    config = {"peft_type": "LORA", "base_model_name_or_path": "base", "r": 1, "lora_alpha": 1}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    save_file(
+        {"base_model.model.transformer.ln_f.bias": torch.ones(64)}, tmp_path / "adapter/adapter_model.safetensors"
+    )
+    assert pretrained.load(str(tmp_path / "adapter")).weights["ln_f.bias"].eq(1).all()
+
+
 def test_a_part_of_a_model_and_guessed_heads_are_named(model: GPT2LMHeadModel, tmp_path: Path) -> None:
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file({"transformer.wte.weight": weights["transformer.wte.weight"]}, tmp_path / "part.safetensors")

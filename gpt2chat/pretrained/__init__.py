@@ -124,8 +124,8 @@ def _load_adapted(folder: Path, name: str) -> Checkpoint:
     try:
         base = _load(_relative(place, folder), adapters=False)
     except (WeightsError, CheckpointError, ConfigError) as error:
-        place = f"{place[:80]!r} (base_model_name_or_path in {adapter.CONFIG}; looked for here and in that folder)"
-        raise WeightsError(f"{folder}: expected its base model {place}: {error}") from error
+        looked = f"base_model_name_or_path in {adapter.CONFIG}; looked for here, in the adapter and beside it"
+        raise WeightsError(f"{folder}: expected its base model {place[:80]!r} ({looked}): {error}") from error
     changed = adapter.merge(folder, entries_of(base.weights), base.mapped)
     form = f"{len(changed)} weights changed by a LoRA adapter on {name_of(base)}"
     weights = as_weights({**entries_of(base.weights), **changed})
@@ -140,8 +140,9 @@ def _relative(base: str, folder: Path) -> str:
     with contextlib.suppress(OSError, ValueError):  # too long for a file system: `load` says so
         if Path(base).exists():
             return base
-        if (folder / base).exists():
-            return str(folder / base)
+        for beside in (folder / base, folder.resolve().parent / base):
+            if beside.exists():
+                return str(beside)
     name = REPOSITORIES.get(canonical_name(base), base)
     return f"{name}@{revision}" if revision and hub.is_repository(name) else base
 

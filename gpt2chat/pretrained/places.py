@@ -15,7 +15,7 @@ from torch import Tensor
 from gpt2chat import checkpoint
 from gpt2chat.errors import CheckpointError, WeightsError
 from gpt2chat.pretrained import legacy
-from gpt2chat.pretrained.tensorflow import BundleError, find_index, read_tensors
+from gpt2chat.pretrained.tensorflow import BundleError, find_index, is_index, read_tensors
 
 CONFIG, INDEX = "config.json", ".index.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -70,7 +70,7 @@ def _read_transformers(folder: Path, names: list[str], config: dict[str, Any]) -
 def _read_shards(index: Path) -> tuple[dict[str, object], list[str]]:
     """Read a model that was split over several files, each tensor from the file that the index names.
 
-    Returns the tensors, and the names of those that the index does not place where they are.
+    Returns the tensors, and the names of those that the index does not place where they are, and of files beside it.
     """
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
@@ -88,6 +88,8 @@ def _read_shards(index: Path) -> tuple[dict[str, object], list[str]]:
             raise WeightsError(f"{index.parent / file}: expected {absent[0]}, which {index.name} places there")
         tensors.update((name, shard[name]) for name in wanted)
         unlisted += [f"{name} in {file}" for name in shard if name not in wanted]
+    ending = Path(index.name.removesuffix(INDEX)).suffix
+    unlisted += [file for file in sorted(beside) if file.endswith(ending) and file not in listed.values()]
     return tensors, unlisted
 
 
@@ -103,7 +105,7 @@ def _read_tensorflow(index: Path) -> Stored:
 
 def read_file(path: Path) -> Stored:
     """Read the weights of one file: a `.pt` of torch in whatever arrangement, safetensors, a TensorFlow index."""
-    if path.name.endswith(".index"):
+    if path.is_file() and is_index(path):
         return _read_tensorflow(path)
     content = _read_tensors(path)
     shape = {}

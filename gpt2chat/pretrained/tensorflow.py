@@ -7,6 +7,7 @@ tensorflow/core/protobuf/tensor_bundle.proto and tensor_shape.proto.
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,19 +45,17 @@ class BundleError(ValueError):
 
 def find_index(folder: Path) -> Path | None:
     """Return the index of the TensorFlow checkpoint in a folder, the newest one where there are several."""
-    names = [path.name for path in folder.iterdir()]
-    found = [
-        path
-        for path in folder.glob("*.index")
-        if path.is_file() and (_has_magic(path) or any(name.startswith(f"{path.stem}.data-") for name in names))
-    ]
+    found = [path for path in folder.glob("*.index") if path.is_file() and is_index(path)]
     return max(found, key=lambda path: (path.stat().st_mtime, path.name), default=None)
 
 
-def _has_magic(path: Path) -> bool:
+def is_index(path: Path) -> bool:
+    """Whether a file is the index of a TensorFlow checkpoint: it ends as one, or is named so and has data beside it."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 8))
-        return file.read() == MAGIC.to_bytes(8, "little")
+        if file.read() == MAGIC.to_bytes(8, "little"):
+            return True
+    return path.suffix == ".index" and any(path.parent.glob(f"{glob.escape(path.stem)}.data-*"))
 
 
 def read_index(path: Path) -> tuple[int, dict[str, Entry]]:
