@@ -155,13 +155,13 @@ class Check:
             if size.before >= self.max_tokens:
                 self.report.add(f"conversations with no answer within {self.max_tokens} tokens", record.place)
 
-    def _repeats(self, record: Record, likeness: int, question: int | None, folded: str) -> bool:
+    def _repeats(self, record: Record, own: int, question: int | None, folded: str) -> bool:
         """Return whether a record repeats an earlier one; note that, and one that is much alike.
 
-        `question` is the likeness of a single question.
+        `own` is its likeness, `question` that of a single question.
         """
         place = record.place
-        alike = self._alike.add(likeness)
+        alike = self._alike.add(own)
         if self._same.add(digest(record.content)):
             self.report.add("records that repeat an earlier one", place)
             return True

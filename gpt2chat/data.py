@@ -74,9 +74,7 @@ def rendered(records: Iterable[Record], template: Template, tokenizer: Tokenizer
 def measured(group: Sequence[Record], template: Template, tokenizer: Tokenizer) -> list[Size]:
     """Return the sizes of what `rendered` gives for each record of a group."""
     texts = [record.content for record in group if isinstance(record.content, str)]
-    whole = iter([Size(n + 1, n + 1, 0) for n in tokenizer.encode_apart(texts)[1].tolist()] if texts else [])
-    if len(texts) == len(group):
-        return list(whole)
+    whole = iter([Size(n + 1, n + 1, 0) for n in tokenizer.encode_apart(texts)[1].tolist()])
     sizes = iter(measure_many([r.content for r in group if not isinstance(r.content, str)], template, tokenizer))
     return [next(whole if isinstance(record.content, str) else sizes) for record in group]
 

@@ -41,9 +41,14 @@ def likenesses(folded: Sequence[str]) -> list[int]:
     if together.count(BETWEEN) >= len(folded) > 0:
         return likenesses([text.replace(BETWEEN, "") for text in folded])
     data = together.encode("utf-8", "replace").translate(None, NO_WORD.replace(BETWEEN.encode(), b""))
+    parts = _replace_marks(data, b"").split(BETWEEN.encode())
+    return [hash(part) & MASK for part in parts] if folded else []
+
+
+def _replace_marks(data: bytes, by: bytes) -> bytes:
     for mark in MARKS if not data.isascii() else ():
-        data = data.replace(mark, b"")
-    return [hash(part) & MASK for part in data.split(BETWEEN.encode())] if folded else []
+        data = data.replace(mark, by)
+    return data
 
 
 class Repeats:
@@ -134,10 +139,7 @@ class NearRepeats:
         """Take a text whose case is folded, and that repeats no earlier one exactly."""
         if self.full:
             return
-        data = folded.encode("utf-8", "replace").translate(SPACED)
-        for mark in MARKS if not data.isascii() else ():
-            data = data.replace(mark, b" ")
-        words = data.split()
+        words = _replace_marks(folded.encode("utf-8", "replace").translate(SPACED), b" ").split()
         if len(words) < 4:  # one pair in common, or what looks like one, is no likeness
             return
         self._places.append(place)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.options import sources
+from gpt2chat.cli.options import WAY_OUT, sources
 from gpt2chat.cli.terminal import (
     RUNTIME_ERROR,
     SETTINGS,
@@ -62,7 +62,7 @@ def _read_all(found: list[Source], only: str | None, report: Report, **o: Any) -
             try:
                 yield from reading.records
             except DataError as error:
-                raise DataError(f"{error}; gpt2chat data check names all faults, --fix mends") from None
+                raise DataError(f"{error}{WAY_OUT}") from None
     for line in report.lines():
         say(f"note: {visible(line)}")
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from gpt2chat.formats import Source
     from gpt2chat.records import Report
 
+WAY_OUT = "; gpt2chat data check names all faults, --fix mends"  # behind a fault that ended the reading
+
 
 def sources(places: Iterable[Path], encoding: str | None, report: Report) -> list[Source]:
     """Return the files of places: files, folders, patterns, and `-` for standard input.

@@ -13,7 +13,7 @@ import torch
 
 from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
-from gpt2chat.cli.options import sources
+from gpt2chat.cli.options import WAY_OUT, sources
 from gpt2chat.cli.terminal import shortened
 from gpt2chat.conversation import TEMPLATES, Example, Template, template_named
 from gpt2chat.data import Dataset, render_records, split
@@ -168,7 +168,7 @@ def _read(
         try:
             library.add(source, only)
         except DataError as error:
-            way_out = "" if "goes to --" in str(error) else "; gpt2chat data check names all faults, --fix mends"
+            way_out = "" if "goes to --" in str(error) else WAY_OUT
             raise DataError(f"{error}{way_out}") from None
         hashes[source.label or source.path.as_posix()] = hash_file(source.path)
     if not library.conversations and not library.texts:

@@ -253,24 +253,31 @@ def _inside(folder: Path, report: Report) -> list[Path]:
         report.add("folders that cannot be opened, left out", str(error.filename))
 
     for here, folders, names in os.walk(folder, onerror=refused):
-        links = [name for name in folders if os.path.islink(os.path.join(here, name))]
-        for name in sorted(name for name in (*folders, *names) if name.startswith(".")):
-            report.add("hidden files of folders, left out", os.path.join(here, name))
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in links)
-        for name in sorted(name for name in (*names, *links) if not name.startswith(".")):
+        entered = [f for f in sorted(folders) if not f.startswith(".") and not os.path.islink(os.path.join(here, f))]
+        rest = {*folders, *names} - {*entered}
+        folders[:] = entered
+        for name in sorted(rest, key=lambda name: (not name.startswith("."), name)):
             place = Path(here, name)
-            if not os.path.isfile(place):
-                report.add("links to folders or to nothing, pipes and devices in folders, left out", str(place))
-            elif _is_data(place) and place.stat().st_size:
+            reason = _why_left_out(place)
+            if reason is None:
                 files.append(place)
-            elif _is_data(place):
-                report.add("empty files of folders, left out", str(place))
             else:
-                report.add("files of folders that are not named as data is, left out", str(place))
+                report.add(f"{reason}, left out", str(place))
     files.sort()
     if not files:
         raise DataError(f"{folder}: expected data files ({', '.join(SUFFIXES)}, also .gz and .xz) in it, found none")
     return files
+
+
+def _why_left_out(place: Path) -> str | None:
+    """Return what something in a folder is that is not read; None of a data file."""
+    if place.name.startswith("."):
+        return "hidden files of folders"
+    if not os.path.isfile(place):  # which does not mind a folder that cannot be entered
+        return "links to folders or to nothing, pipes and devices in folders"
+    if not _is_data(place):
+        return "files of folders that are not named as data is"
+    return None if place.stat().st_size else "empty files of folders"
 
 
 def _is_data(file: Path) -> bool:
