@@ -11,11 +11,12 @@ from collections.abc import Callable, Generator, Sequence
 from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import Conversation, Message, Template, fit_context, template_named
+from gpt2chat.decoding import Choice, choose, open_model, runtime_of
 from gpt2chat.errors import ConfigError
 from gpt2chat.formats.rows import pairs_to_messages
 from gpt2chat.generation import Decoder, stream_answer
-from gpt2chat.hardware import pick_device, pick_dtype
 from gpt2chat.model import MODEL_SIZES
+from gpt2chat.runtime import Runtime
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.tokenizer import Tokenizer
 
@@ -38,7 +39,8 @@ class GPT2Chatbot:
         system: str | None = None,
         template: str | None = None,
         device: str = "auto",
-        dtype: str = "float32",
+        dtype: str = "auto",
+        quantize: str = "auto",
         notice: Callable[[str], None] | None = None,
     ) -> None:
         if not isinstance(model_name, (str, type(None))):
@@ -50,7 +52,7 @@ class GPT2Chatbot:
         self.messages: list[Message] = []
         self.tokenizer = Tokenizer.gpt2()
         self._template = template_named(template) if template else None
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype, self._quantize = device, dtype, quantize
         self._notice = notice or logging.getLogger(__name__).warning
         self._examples: list[Message] = []  # of this object, kept over load_model
         self._loaded: Checkpoint | None = None
@@ -65,25 +67,35 @@ class GPT2Chatbot:
 
         Custom examples stay. Raises CheckpointError; the model in use stays when the file cannot be read.
         """
-        named = pretrained.is_known(os.fspath(path))
-        self.use(pretrained.load(os.fspath(path)) if named else checkpoint.load(path))
+        name = os.fspath(path)
+        self._open(name, pretrained.load if pretrained.is_known(name) else checkpoint.load)
+        self.reset()
+
+    def open(self, name: str) -> None:
+        """Use any model that `--model` takes; raises WeightsError, CheckpointError or ConfigError."""
+        self._open(name, pretrained.load)
+        self.reset()
 
     def use(self, loaded: Checkpoint) -> None:
         """Talk with a checkpoint that is in memory; the conversation starts anew."""
-        self._adopt(loaded)
+        runtime = runtime_of(loaded, self._choice())
+        self._adopt(dataclasses.replace(loaded, weights={}), runtime)
         self.reset()
 
-    def _adopt(self, loaded: Checkpoint) -> None:
+    def _choice(self) -> Choice:
+        return choose(self._device, self._dtype, self._quantize, self._notice)
+
+    def _open(self, name: str, read: Callable[[str], Checkpoint]) -> None:
+        self._adopt(*open_model(name, self._choice(), read))
+
+    def _adopt(self, loaded: Checkpoint, runtime: Runtime) -> None:
         if self._loaded is None and self._expected not in (None, loaded.config):
             self._notice(f"the file holds another size than {self.model_name}; using {pretrained.describe(loaded)}")
-        device = pick_device(self._device)
-        model = loaded.build_model(pick_dtype(self._dtype, device), device)
-        self._decoder = Decoder(model)
-        self._loaded = dataclasses.replace(loaded, weights={})  # the model owns them now
+        self._decoder, self._loaded = Decoder(runtime), loaded
 
     def _ready(self) -> tuple[Checkpoint, Decoder]:
         if self._loaded is None:
-            self._adopt(pretrained.load(self.model_name))
+            self._open(self.model_name, pretrained.load)
         if self._loaded is None or self._decoder is None:
             raise RuntimeError("no model after loading")
         return self._loaded, self._decoder
@@ -92,6 +104,11 @@ class GPT2Chatbot:
     def template(self) -> Template:
         """The template in use: the one asked for, else the checkpoint's."""
         return self._template or self._ready()[0].template
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What is known of the model in use; its weights belong to the decoder."""
+        return self._ready()[0]
 
     @property
     def decoder(self) -> Decoder:
@@ -195,7 +212,7 @@ class GPT2Chatbot:
             system = [Message("system", self.system)]
         live = [message for message in messages if message.role != "system"]
         pinned = [*system, *loaded.examples, *self._examples]
-        n_ctx = decoder.model.config.n_ctx
+        n_ctx = decoder.runtime.config.n_ctx
         length = loaded.trained_length or n_ctx
         room = generation.max_new_tokens
         kept, dropped = fit_context(pinned, live, template, self.tokenizer, length, n_ctx, room)

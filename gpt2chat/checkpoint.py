@@ -7,7 +7,6 @@ at any moment the old or the new file is there, whole. On the way in every recor
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 import sys
@@ -25,7 +24,8 @@ from torch import Tensor
 from gpt2chat.conversation import Message, Template
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.files import atomic_writer
-from gpt2chat.model import GPT2, GPT2Config
+from gpt2chat.model import GPT2, GPT2Config, parameter_count
+from gpt2chat.quantize import int8_rows
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.weights import Computed, Entry, as_weights, entries_of, is_finite, make, pieces
 
@@ -76,7 +76,7 @@ class Checkpoint:
 
     def count(self) -> int:
         """Return the number of parameters."""
-        return sum(math.prod(entry.shape) for entry in entries_of(self.weights).values())
+        return parameter_count(self.config)
 
 
 def pack(weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -86,8 +86,8 @@ def pack(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         if tensor.dim() != 2:
             packed[name] = tensor.float().clone()
             continue
-        scale = (tensor.float().abs().amax(dim=1, keepdim=True) / 127).clamp_min(1e-12)  # (rows, 1)
-        packed[name] = {"int8": (tensor.float() / scale).round().to(torch.int8), "scale": scale}
+        rows, scale = int8_rows(tensor)
+        packed[name] = {"int8": rows, "scale": scale}
     return packed
 
 

@@ -11,7 +11,7 @@ import torch
 
 from gpt2chat.data import Dataset, epoch_rows
 from gpt2chat.hardware import pick_dtype
-from gpt2chat.model import GPT2, GPT2Config
+from gpt2chat.model import GPT2Config, parameter_count
 from gpt2chat.training import TrainConfig
 
 TEXT_BLOCK = 256  # ids per row of text when --max_length does not say ...
@@ -40,11 +40,6 @@ KEPT = {
 }
 GRADIENT = 4  # bytes of a parameter's gradient
 DROPPED, ATTENDED = 18, 15  # bytes that dropout keeps of each activation, and of each pair of tokens in each head
-
-
-def parameter_count(config: GPT2Config) -> int:
-    """Return the number of weights."""
-    return sum(parameter.numel() for parameter in GPT2.empty(config).parameters())
 
 
 def training_memory(config: GPT2Config, rows: int, width: int, targets: int, dtype: torch.dtype, parts: int = 1) -> int:

@@ -24,6 +24,13 @@ def near(path: str) -> str | None:
     return None
 
 
+def cache_folder() -> Path:
+    """Return where this user's programs keep what they can make again; nothing is created."""
+    if folder := os.environ.get("GPT2CHAT_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gpt2chat")
+
+
 @contextlib.contextmanager
 def atomic_writer(path: Path) -> Iterator[Any]:
     """Open a file beside `path`; sync and rename it at the end. On any error the old file stays as it was.

@@ -8,11 +8,12 @@ import torch
 
 from gpt2chat.conversation import Conversation, Template, render_prompt
 from gpt2chat.errors import ContextError
-from gpt2chat.model import GPT2, KVCache
+from gpt2chat.model import GPT2
+from gpt2chat.runtime import Runtime, TorchRuntime
 from gpt2chat.sampling import GenerationConfig, Sampler
 from gpt2chat.tokenizer import StreamDecoder, Tokenizer
 
-PREFILL_TOKENS = 512  # longer prompts go through the model in slices of this size
+PREFILL_TOKENS = 512  # longer prompts go through the network in slices of this size
 
 
 class Decoder:
@@ -24,9 +25,9 @@ class Decoder:
     the `prompt_tokens` ids came from the cache.
     """
 
-    def __init__(self, model: GPT2) -> None:
-        self.model = model
-        self.cache = KVCache(model.config, dtype=model.dtype, device=model.device)
+    def __init__(self, model: GPT2 | Runtime) -> None:
+        self.runtime = TorchRuntime(model) if isinstance(model, GPT2) else model
+        self.cache = self.runtime.new_cache()
         self.ids: list[int] = []
         self.finish_reason: str | None = None
         self.prompt_tokens = self.cached_tokens = 0
@@ -38,10 +39,10 @@ class Decoder:
         Raises ContextError when the prompt leaves no room for a single token. There is one cache: a stream that goes
         on after another one has begun raises RuntimeError instead of mixing the two.
         """
-        n_ctx = self.model.config.n_ctx
+        n_ctx = self.runtime.config.n_ctx
         if not 0 < len(prompt) < n_ctx:
             raise ContextError(f"prompt: expected 1 to {n_ctx - 1} tokens, got {len(prompt)}")
-        sampler = Sampler(config, self.model.device)
+        sampler = Sampler(config, self.runtime.device)
         self.finish_reason = None
         self._generations += 1
         mine = self._generations
@@ -75,15 +76,12 @@ class Decoder:
             self.ids.extend(part)
         return logits
 
-    @torch.inference_mode()
     def _forward(self, ids: Sequence[int]) -> torch.Tensor:
-        batch = torch.tensor([list(ids)], device=self.model.device)  # (1, T)
-        hidden = self.model.hidden_states(batch, self.cache)
-        return self.model.logits(hidden[0, -1])  # (V,)
+        return self.runtime.forward(ids, self.cache)[0]  # (V,)
 
     def _seen(self, config: GenerationConfig) -> torch.Tensor:
         needed = self.ids if config.repetition_penalty != 1 else []
-        return torch.tensor(needed, dtype=torch.long, device=self.model.device)
+        return torch.tensor(needed, dtype=torch.long, device=self.runtime.device)
 
 
 class StopFilter:

@@ -65,6 +65,12 @@ class GPT2Config:
         return cls(**data)  # type: ignore[arg-type]
 
 
+def parameter_count(config: GPT2Config) -> int:
+    """Return the number of weights."""
+    c, heads = config.n_embd, 1 if config.tie_word_embeddings else 2
+    return heads * config.vocab_size * c + config.n_ctx * c + config.n_layer * (12 * c * c + 13 * c) + 2 * c
+
+
 MODEL_SIZES = {
     "gpt2-small (124M)": GPT2Config(n_layer=12, n_head=12, n_embd=768),
     "gpt2-medium (355M)": GPT2Config(n_layer=24, n_head=16, n_embd=1024),

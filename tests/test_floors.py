@@ -11,17 +11,18 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "gpt2chat"
 FLOORS = (
     {"errors", "version"},
-    {"files", "hardware", "model", "tokenizer"},
-    {"conversation", "sampling", "loss", "weights"},
-    {"likeness", "records"},
+    {"files", "hardware", "model", "quantize", "tokenizer"},
+    {"conversation", "kernels", "sampling", "loss", "weights"},
+    {"likeness", "records", "runtime"},
     {"checkpoint", "data", "formats", "generation", "mending"},
-    {"checking", "pretrained", "training", "evaluation"},
-    {"chatbot", "estimate", "run", "summary"},
+    {"checking", "packs", "pretrained", "training", "evaluation"},
+    {"decoding", "estimate", "run", "summary"},
+    {"chatbot"},
     {"cli"},
     {"__main__"},
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
-FOLDERS = {"cli", "formats", "pretrained"}
+FOLDERS = {"cli", "formats", "kernels", "pretrained"}
 FACADE = "__init__"  # names of all floors, loaded on first use: no module below the command line goes through it
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 LIBRARY = [path for path in SOURCES if "cli" not in path.relative_to(PACKAGE).parts and path.stem != "__main__"]

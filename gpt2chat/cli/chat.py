@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.options import GENERATION_NAMES, device_options, generation_options
+from gpt2chat.cli.options import GENERATION_NAMES, device_options, generation_options, quantize_option
 from gpt2chat.cli.terminal import SETTINGS, Interrupted, Signals, reports_errors, say, tolerate_any_text
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ HELP = """Type a message and press Enter.
 @click.option("--system", help="What the bot is told before the conversation.")
 @click.option("--template", help="How turns are written; default: what the checkpoint was taught.")
 @generation_options
-@device_options("float32")
+@device_options()
+@quantize_option
 @reports_errors
 def chat_command(checkpoint: str | None, prompt: str | None, **options: Any) -> None:
     """Talk to CHECKPOINT, a .pt file or a model's name: in a terminal, or line by line from a pipe.
@@ -68,6 +69,7 @@ def chat_command(checkpoint: str | None, prompt: str | None, **options: Any) -> 
         template=options["template"],
         device=options["device"],
         dtype=options["dtype"],
+        quantize=options["quantize"],
         notice=lambda line: say(f"note: {line}"),
     )
     open_model(bot, checkpoint)
@@ -85,9 +87,8 @@ def open_model(bot: GPT2Chatbot, name: str | None) -> None:
     if name is None:
         name, why = (own, "it is in this folder") if Path(own).exists() else ("demo", f"no {own} is here")
         say(f"using {name}: {why}")
-    loaded = pretrained.load(name)
-    bot.use(loaded)
-    say(pretrained.describe(loaded))
+    bot.open(name)
+    say(f"{pretrained.describe(bot.checkpoint)}; {bot.decoder.runtime.description}")
     drawn = "greedy" if bot.generation.temperature == 0 else "drawn"
     say(f"answers are {drawn} (temperature {bot.generation.temperature:g})")
 
@@ -200,6 +201,6 @@ def _turn(bot: GPT2Chatbot, line: str, interactive: bool) -> None:
         seconds = time.perf_counter() - began
         decoder = bot.decoder
         tokens = len(decoder.ids) - decoder.prompt_tokens
-        used = f"{len(decoder.ids)}/{decoder.model.config.n_ctx}"
+        used = f"{len(decoder.ids)}/{decoder.runtime.config.n_ctx}"
         line = f"[{tokens} tokens in {seconds:.2f}s ({tokens / seconds:.0f} tokens/sec), context {used}]"
         say(click.style(line, dim=True))

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from gpt2chat.cli.terminal import in_words
-from gpt2chat.estimate import largest_part, parameter_count, training_memory
+from gpt2chat.estimate import largest_part, training_memory
 from gpt2chat.hardware import peak_bytes, tune_allocator
+from gpt2chat.model import parameter_count
 from gpt2chat.training import count_steps
 
 if TYPE_CHECKING:

@@ -71,7 +71,13 @@ GENERATION_NAMES = (
 )
 
 
-def device_options(dtype: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def quantize_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --quantize."""
+    words = "int8, int4 or none: keep weights in fewer bits.  [default: int8 where it is fastest and as good]"
+    return click.option("--quantize", default="auto", help=words)(function)
+
+
+def device_options(dtype: str = "auto") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add --device and --dtype, whose default is `dtype`."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,10 @@ __all__ = [
     "DEFAULT_MODEL",
     "DEMO",
     "canonical_name",
+    "checkpoint_file",
     "describe",
     "fresh",
+    "is_bundled",
     "is_known",
     "load",
     "name_of",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 DEMO = "demo"
+BUNDLED = Path(__file__).parents[1] / "assets" / "demo.pt"
 DEFAULT_MODEL = "gpt2-small (124M)"
 # The released sizes: our names -> hub repository.
 REPOSITORIES = {
@@ -74,12 +76,25 @@ def load(name: str) -> Checkpoint:
     return _load(name)
 
 
+def is_bundled(path: Path) -> bool:
+    """Whether a file is part of this package, beside which nothing is written."""
+    return path == BUNDLED
+
+
+def checkpoint_file(name: str) -> Path | None:
+    """Return the `.pt` of ours that `load` would read for a name, if it is one."""
+    name = canonical_name(name)
+    path = BUNDLED if name == DEMO else Path(name)
+    with contextlib.suppress(OSError, ValueError):
+        return path if path.is_file() and checkpoint.is_checkpoint(path) else None
+    return None
+
+
 def _load(name: str, adapters: bool = True) -> Checkpoint:
     """Do what `load` does; without `adapters` only whole models are taken."""
     name = canonical_name(name)
     if name == DEMO:
-        with resources.as_file(resources.files("gpt2chat").joinpath("assets/demo.pt")) as path:
-            return checkpoint.load(path)
+        return checkpoint.load(BUNDLED)
     path = Path(name)
     try:
         here = path.exists() or path.suffix in (".pt", ".pth", ".bin", ".safetensors")

@@ -1,0 +1,105 @@
+"""A checkpoint's name -> what answers: which number types, which form of the weights, which runtime, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from gpt2chat import packs, pretrained
+from gpt2chat.checkpoint import Checkpoint
+from gpt2chat.errors import ConfigError
+from gpt2chat.hardware import DTYPES, pick_device, pick_dtype
+from gpt2chat.kernels import KernelUnavailable, kernel
+from gpt2chat.kernels.binding import Kernel
+from gpt2chat.model import GPT2Config
+from gpt2chat.quantize import form_for, rounded
+from gpt2chat.runtime import NativeRuntime, Runtime, TorchRuntime
+from gpt2chat.weights import entries_of, make
+
+QUANTIZE = ("auto", "none", "int8", "int4")
+Notice = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How weights are kept and what computes. `form` is one of quantize.FORMS; `kernel` is None for torch."""
+
+    device: torch.device
+    dtype: torch.dtype  # of activations that are kept, and of weights that are not quantised
+    form: str
+    kernel: Kernel | None
+    why: str
+
+
+def choose(device: str = "auto", dtype: str = "auto", quantize: str = "auto", notice: Notice | None = None) -> Choice:
+    """Choose the fastest form of unchanged quality where `auto` leaves it open; raises ConfigError.
+
+    That is int8 (perplexity within 1 % of float32) in the native decoder on a CPU; without a compiler, and on other
+    devices, bfloat16 where the hardware has it. int4 changes answers more and is only used when it is asked for.
+    """
+    if quantize not in QUANTIZE:
+        raise ConfigError(f"quantize: expected one of {', '.join(QUANTIZE)}, got {quantize!r}")
+    if dtype not in ("auto", *DTYPES):
+        pick_dtype(dtype, torch.device("cpu"))  # which says what was expected
+    place = pick_device(device)
+    native, why = None, f"{place.type} computes through torch"
+    if place.type == "cpu":
+        try:
+            native = kernel(notice or logging.getLogger(__name__).info)
+            why = f"native decoder ({native.instructions})"
+        except KernelUnavailable as error:
+            why = f"through torch, as the native decoder is not available: {error}"
+    kept = torch.bfloat16 if native and dtype == "auto" else pick_dtype(dtype, place)
+    if quantize == "auto":
+        quantize = "int8" if native and dtype == "auto" else "none"
+    return Choice(place, kept, str(kept).removeprefix("torch.") if quantize == "none" else quantize, native, why)
+
+
+def runtime_of(loaded: Checkpoint, choice: Choice) -> Runtime:
+    """Build what runs a checkpoint that is in memory."""
+    if choice.kernel and NativeRuntime.supports(loaded.config):
+        return _native(loaded.config, packs.build(loaded, choice.form), choice, choice.kernel)
+    if choice.form in packs.KEPT:
+        loaded = dataclasses.replace(loaded, weights=_rounded(loaded, choice.form), mapped=False)
+    return TorchRuntime(loaded.build_model(choice.dtype, choice.device).requires_grad_(False))
+
+
+def open_model(name: str, choice: Choice, read: Callable[[str], Checkpoint]) -> tuple[Checkpoint, Runtime]:
+    """Open a model by its name or place; quantised weights are kept beside a `.pt` and only read the next time.
+
+    The checkpoint comes without its weights, which the runtime owns. `read` loads what was not quantised before, and
+    raises what it raises.
+    """
+    path = pretrained.checkpoint_file(name) if choice.form in packs.KEPT and choice.kernel else None
+    source = packs.identity(path) if path else None
+    if path is None or source is None or choice.kernel is None:
+        loaded = read(name)
+        return dataclasses.replace(loaded, weights={}), runtime_of(loaded, choice)
+    places = list(packs.places(path, choice.form, beside=not pretrained.is_bundled(path)))
+    for place in places:
+        if found := packs.load(place, source, choice.form):
+            return found[0], _native(found[0].config, found[1], choice, choice.kernel)
+    loaded = read(name)
+    if not NativeRuntime.supports(loaded.config):
+        return dataclasses.replace(loaded, weights={}), runtime_of(loaded, choice)
+    pack = packs.build(loaded, choice.form)
+    packs.keep(pack, loaded, source, iter(places))
+    return dataclasses.replace(loaded, weights={}), _native(loaded.config, pack, choice, choice.kernel)
+
+
+def _native(config: GPT2Config, pack: packs.Pack, choice: Choice, native: Kernel) -> Runtime:
+    return NativeRuntime(native, config, pack.form, pack.panels, pack.vectors, choice.dtype)
+
+
+def _rounded(loaded: Checkpoint, form: str) -> dict[str, torch.Tensor]:
+    """Return weights rounded to `form` and back, for torch, which then gives the same answers within rounding."""
+    weights = {}
+    for name, entry in entries_of(loaded.weights).items():
+        tensor = make(entry, torch.float32, mapped=loaded.mapped)
+        matrix = tensor.dim() == 2 and name != "wpe.weight"
+        weights[name] = rounded(tensor, form_for(name, form)) if matrix else tensor
+    return weights

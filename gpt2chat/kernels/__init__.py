@@ -1,0 +1,126 @@
+"""The native decoder: one C++ file, compiled once on the user's machine and kept in the user's cache.
+
+Nothing happens at import. `kernel()` loads the library, compiling it first where that was not done yet for this
+processor; without a compiler it raises `KernelUnavailable` with the reason, and everything runs through torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from gpt2chat.files import cache_folder
+from gpt2chat.kernels.binding import Kernel
+
+SOURCE = Path(__file__).with_name("decode.cpp")
+FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-w")
+# What a compiler may not know; each is tried in turn.
+VARIANTS = (
+    ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),
+    ("-march=native", "-fopenmp"),
+    ("-mcpu=native", "-fopenmp"),
+    ("-march=native",),
+    ("-mcpu=native",),
+    (),
+)
+COMPILERS = ("c++", "g++", "clang++")
+OFF = "GPT2CHAT_NATIVE"  # set to 0: never use the native decoder
+
+
+class KernelUnavailable(Exception):
+    """The native decoder cannot be used here; the message says why."""
+
+
+_found: Kernel | KernelUnavailable | None = None
+
+
+def kernel(notice: Callable[[str], None] | None = None) -> Kernel:
+    """Return the native decoder; `notice` is told when it has to be compiled first.
+
+    Raises KernelUnavailable. Both answers are kept for the life of the process.
+    """
+    global _found
+    if os.environ.get(OFF) == "0":
+        raise KernelUnavailable(f"{OFF}=0")
+    if _found is None:
+        try:
+            _found = _open(_library(notice or (lambda _: None)))
+        except KernelUnavailable as error:
+            _found = error
+    if isinstance(_found, KernelUnavailable):
+        raise _found
+    return _found
+
+
+def _open(path: Path) -> Kernel:
+    try:
+        opened = Kernel(ctypes.CDLL(str(path)))
+    except (OSError, AttributeError) as error:
+        raise KernelUnavailable(f"{path} cannot be loaded: {error}") from error
+    if not opened.instructions:
+        raise KernelUnavailable(f"{path} was compiled for another processor")
+    return opened
+
+
+def _library(notice: Callable[[str], None]) -> Path:
+    """Return the compiled library of this source on this processor, compiled now if it is not there."""
+    if sys.byteorder != "little" or os.name != "posix":
+        raise KernelUnavailable(f"not built for {platform.system()} on {platform.machine()}")
+    key = hashlib.sha256(SOURCE.read_bytes() + repr((FLAGS, VARIANTS)).encode() + _processor().encode()).hexdigest()
+    folder = cache_folder() / "kernels"
+    library = folder / f"decode-{key[:20]}.so"
+    if library.exists():
+        return library
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise KernelUnavailable("no C++ compiler is installed (g++ or clang++)")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            if not library.exists():
+                notice("compiling the native decoder for this processor, once")
+                _compile(compiler, library)
+    except OSError as error:
+        raise KernelUnavailable(f"{folder} cannot be written: {error.strerror or error}") from error
+    return library
+
+
+def _compile(compiler: str, library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        made, said = Path(scratch, "decode.so"), ""
+        for variant in VARIANTS:
+            command = [*compiler.split(), *FLAGS, *variant, str(SOURCE), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            if done.returncode == 0:
+                os.replace(made, library)
+                return
+            said = said or next(iter(done.stderr.splitlines()), f"exit status {done.returncode}")
+        raise KernelUnavailable(f"{compiler} cannot compile it: {said}")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time compile; the others then find the library."""
+    import fcntl
+
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _processor() -> str:
+    """Return what the processor can do, so that a cache that is shared between machines holds one library for each."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.startswith(("flags", "Features")):
+                return platform.machine() + line
+    return f"{platform.machine()} {platform.processor()} {platform.system()}"

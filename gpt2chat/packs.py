@@ -1,0 +1,187 @@
+"""Weights as the native decoder reads them: made from a checkpoint once, kept beside it, read in one go.
+
+A pack is a safetensors file: panels and vectors by name, and in its metadata the checkpoint without its weights, what
+it was made from and a checksum of all numbers. It can always be made again: one that does not fit is replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gpt2chat.checkpoint import Checkpoint
+from gpt2chat.conversation import Message, Template
+from gpt2chat.errors import GPT2ChatError
+from gpt2chat.files import atomic_writer, cache_folder
+from gpt2chat.hardware import forget_pages
+from gpt2chat.model import GPT2Config
+from gpt2chat.quantize import LANES, Panels, form_for, pack, packed_size
+from gpt2chat.runtime import Arena
+from gpt2chat.weights import Entry, entries_of, make
+
+VERSION = "1"
+KEPT = ("int8", "int4")  # forms that are worth a file: the others are as fast to make as to read
+PARTS = ("weight", "scale", "sum")
+
+
+@dataclass(frozen=True)
+class Pack:
+    """All weights of a network for the native decoder; `panels` of matrices, `vectors` in float32."""
+
+    form: str
+    panels: dict[str, Panels]
+    vectors: dict[str, Tensor]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name; the parts of a matrix are told apart by what follows the colon."""
+        parts = {f"{name}:{part}": t for name, panels in self.panels.items() for part, t in panels.tensors().items()}
+        return parts | self.vectors
+
+
+def build(loaded: Checkpoint, form: str) -> Pack:
+    """Make a pack of a checkpoint, one matrix at a time."""
+    entries = entries_of(loaded.weights)
+    matrices = {name for name, entry in entries.items() if len(entry.shape) == 2 and name != "wpe.weight"}
+    arena = Arena(sum(_room(name, entry, form, name in matrices) for name, entry in entries.items()))
+    panels, vectors = {}, {}
+    for name, entry in entries.items():
+        tensor = make(entry, torch.float32, mapped=loaded.mapped)
+        if name in matrices:
+            parts = pack(tensor, form_for(name, form)).tensors()
+            panels[name] = Panels(**{part: _placed(arena, t) for part, t in parts.items()})
+        else:
+            vectors[name] = _placed(arena, _padded_vector(name, tensor))
+    return Pack(form, panels, vectors)
+
+
+def _room(name: str, entry: Entry, form: str, matrix: bool) -> int:
+    return packed_size(entry.shape, form_for(name, form)) if matrix else 4 * entry.shape.numel() + 4 * LANES + 64
+
+
+def _padded_vector(name: str, tensor: Tensor) -> Tensor:
+    """Pad a bias to whole panels."""
+    return torch.nn.functional.pad(tensor, (0, -len(tensor) % LANES)) if tensor.dim() == 1 else tensor
+
+
+def _placed(arena: Arena, tensor: Tensor) -> Tensor:
+    return arena.take(tensor.shape, tensor.dtype).copy_(tensor)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def identity(path: Path) -> str | None:
+    """Return what tells the content of a `.pt` file apart from any other, read from its directory alone."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = [(record.filename, record.file_size, record.CRC) for record in archive.infolist()]
+    except (OSError, zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, ValueError):
+        return None
+    return hashlib.sha256(repr(records).encode()).hexdigest()
+
+
+def places(path: Path, form: str, beside: bool) -> Iterator[Path]:
+    """Yield where the pack of a checkpoint may be: beside it (unless it is part of the package), or in the cache."""
+    if beside:
+        yield path.with_name(f"{path.stem}.{form}.pack")
+    yield cache_folder() / "packs" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:20]}.{form}.pack"
+
+
+def save(pack: Pack, loaded: Checkpoint, source: str, path: Path) -> None:
+    """Write a pack; raises CheckpointError when it cannot be written."""
+    tensors = {name: tensor.clone() for name, tensor in pack.tensors().items()}
+    about = {
+        "version": VERSION,
+        "form": pack.form,
+        "source": source,
+        "checksum": str(_checksum(tensors)),
+        "checkpoint": json.dumps(_to_plain(loaded)),
+    }
+    with atomic_writer(path) as file:
+        file.write(safetensors.torch.save(tensors, metadata=about))
+
+
+def load(path: Path, source: str, form: str) -> tuple[Checkpoint, Pack] | None:
+    """Read the pack made of `source` in `form`; None if it is not there, is damaged, or was made of something else."""
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            about = file.metadata() or {}
+            if (about.get("version"), about.get("source"), about.get("form")) != (VERSION, source, form):
+                return None
+            names = list(file.keys())
+            arena = Arena(path.stat().st_size + 64 * len(names))
+            tensors = {}
+            for name in names:
+                mapped = file.get_tensor(name)
+                tensors[name] = _placed(arena, mapped)
+                forget_pages(mapped)
+        if str(_checksum(tensors)) != about["checksum"]:
+            return None
+        return _from_plain(json.loads(about["checkpoint"])), _from_tensors(form, tensors)
+    except (OSError, SafetensorError, GPT2ChatError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    checksum = 0
+    for name in sorted(tensors):
+        numbers = tensors[name].flatten().view(torch.uint8)
+        checksum = zlib.crc32(numbers.numpy().data, zlib.crc32(name.encode(), checksum))
+    return checksum
+
+
+def _from_tensors(form: str, tensors: dict[str, Tensor]) -> Pack:
+    panels: dict[str, dict[str, Tensor]] = {}
+    vectors = {}
+    for name, tensor in tensors.items():
+        matrix, colon, part = name.partition(":")
+        if colon:
+            panels.setdefault(matrix, {})[part] = tensor
+        else:
+            vectors[name] = tensor
+    return Pack(form, {name: Panels(**parts) for name, parts in panels.items()}, vectors)
+
+
+def _to_plain(loaded: Checkpoint) -> dict[str, Any]:
+    return {
+        "config": loaded.config.to_dict(),
+        "template": loaded.template.to_dict(),
+        "trained_length": loaded.trained_length,
+        "examples": [dataclasses.asdict(message) for message in loaded.examples],
+        "about": loaded.about,
+        "history": loaded.history,
+    }
+
+
+def _from_plain(data: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(
+        config=GPT2Config.from_dict(data["config"]),
+        weights={},
+        template=Template.from_dict(data["template"]),
+        trained_length=data["trained_length"],
+        examples=[Message(**message) for message in data["examples"]],
+        about=data["about"],
+        history=data["history"],
+    )
+
+
+def keep(pack: Pack, loaded: Checkpoint, source: str, targets: Iterator[Path]) -> Path | None:
+    """Write a pack to the first place that takes it; return that place."""
+    for target in targets:
+        with contextlib.suppress(GPT2ChatError, OSError):
+            save(pack, loaded, source, target)
+            return target
+    return None
