@@ -1,4 +1,8 @@
-"""Decoding speed of one stream with the KV cache at 124M, against transformers' generate in the same type."""
+"""One answer at a time: decoding and prefill against transformers, CTranslate2 and llama.cpp with the same weights.
+
+Every measurement runs in its own process, peers in turn, several rounds; medians are printed as JSON lines with the ratio
+of ours to each. `--size 355M` measures another size, `--form int8` one form alone.
+"""
 
 from __future__ import annotations
 
@@ -6,73 +10,74 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
 
-import torch
 from common import interleave, random_ids, report
+from peers import FORMS, Run, folder_for, installed, make_files, open_peer
 
-PROMPT, NEW = 32, 128
+PROMPT, NEW, LONG = 32, 128, 512
+OURS = "gpt2chat"
 
 
-def ours(dtype: torch.dtype) -> Callable[[int], None]:
-    """Return a function that decodes so many tokens with a fresh cache."""
+def ours(form: str, size: str) -> Run:
+    """Load the same weights into the decoder; return what decodes greedily with it."""
     from gpt2chat import pretrained
+    from gpt2chat.decoding import choose, runtime_of
     from gpt2chat.generation import Decoder
     from gpt2chat.sampling import GenerationConfig
 
-    decoder = Decoder(pretrained.fresh("124M").build_model(dtype))
+    quantized = form in ("int8", "int4")
+    choice = choose("cpu", "auto" if quantized else form, form if quantized else "none")
+    decoder = Decoder(runtime_of(pretrained.load(str(folder_for(size) / "hf")), choice))
 
-    def decode(count: int) -> None:
+    def run(prompt: list[int], new: int) -> float:
         decoder.cache.truncate(0)
-        list(decoder.generate(random_ids(PROMPT, 0), GenerationConfig(temperature=0, max_new_tokens=count), ()))
-
-    return decode
-
-
-def theirs(dtype: torch.dtype) -> Callable[[int], None]:
-    """Return the same by transformers."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    model = GPT2LMHeadModel(GPT2Config()).to(dtype).eval()
-    ids = torch.tensor([random_ids(PROMPT, 0)])
-
-    def decode(count: int) -> None:
-        options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 50256, "use_cache": True}
-        with torch.inference_mode():
-            model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count, **options
-            )
-
-    return decode
-
-
-def worker(variant: str, dtype: str) -> None:
-    """Measure one variant; decoding speed is (NEW - 1) tokens over the time beyond the first token."""
-    decode = (ours if variant == "ours" else theirs)(getattr(torch, dtype))
-    decode(8)
-
-    def seconds(count: int) -> float:
         began = time.perf_counter()
-        decode(count)
-        return time.perf_counter() - began
+        found = list(decoder.generate(prompt, GenerationConfig(temperature=0, max_new_tokens=new), ()))
+        seconds = time.perf_counter() - began
+        if len(found) != new:
+            raise SystemExit(f"expected {new} tokens, got {len(found)}")
+        return seconds
 
-    first = statistics.median(seconds(1) for _ in range(3))
-    whole = statistics.median(seconds(NEW) for _ in range(3))
-    print(json.dumps({"decode_tok_s": round((NEW - 1) / (whole - first), 1), "first_token_s": round(first, 4)}))
+    return run
+
+
+def worker(peer: str, form: str, size: str, threads: str) -> None:
+    """Measure one; decoding speed is (NEW - 1) tokens over the time beyond the first."""
+    import torch
+
+    torch.set_num_threads(int(threads))
+    began = time.perf_counter()
+    run = ours(form, size) if peer == OURS else open_peer(peer, form, size, int(threads))
+    loaded = time.perf_counter() - began
+    prompt, long = random_ids(PROMPT, 0), random_ids(LONG, 1)
+    run(prompt, 8)
+    run(long, 1)
+    first = statistics.median(run(prompt, 1) for _ in range(5))
+    whole = statistics.median(run(prompt, NEW) for _ in range(3))
+    prefill = statistics.median(run(long, 1) for _ in range(5))
+    figures = {"decode_tok_s": (NEW - 1) / (whole - first), "prefill_tok_s": LONG / prefill, "load_s": loaded}
+    print(json.dumps({name: round(value, 2) for name, value in figures.items()}))
 
 
 def main() -> None:
-    """Compare; or, with --worker, measure one variant."""
+    """Compare; or, with --worker, measure one."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--worker", nargs=2, metavar=("VARIANT", "DTYPE"))
+    parser.add_argument("--worker", nargs=4, metavar=("PEER", "FORM", "SIZE", "THREADS"))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", default="124M")
+    parser.add_argument("--threads", default="2")
+    parser.add_argument("--form", choices=FORMS, action="append")
     arguments = parser.parse_args()
     if arguments.worker:
         worker(*arguments.worker)
         return
-    for dtype in ("float32", "bfloat16"):
-        medians = interleave(__file__, {name: (name, dtype) for name in ("ours", "transformers")}, arguments.rounds)
-        report(f"decode 124M, {dtype}, one stream", medians, "decode_tok_s", "ours")
+    make_files(arguments.size)
+    for form in arguments.form or FORMS:
+        peers = [OURS, *(peer for peer in FORMS[form] if installed(peer))]
+        variants = {peer: (peer, form, arguments.size, arguments.threads) for peer in peers}
+        medians = interleave(__file__, variants, arguments.rounds)
+        for key in ("decode_tok_s", "prefill_tok_s"):
+            report(f"{key}, {arguments.size}, {form}, one stream", medians, key, OURS)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -79,7 +80,8 @@ uint16_t to_bfloat16(float value) {
 
 #if defined(GPT2_AVX512)
 
-constexpr int kTogether = 4;  // rows that share the loads of a panel
+constexpr int kTogether = 4;   // rows that share the loads of a panel
+constexpr int kAttending = 8;  // ... and those of keys and values
 
 #ifndef AHEAD
 #define AHEAD 4096
@@ -140,7 +142,7 @@ void store(float* to, Floats a) { _mm512_storeu_ps(to, a.v); }
 
 #elif defined(GPT2_AVX2)
 
-constexpr int kTogether = 2;
+constexpr int kTogether = 2, kAttending = 4;
 
 struct Floats {
   __m256 a = _mm256_setzero_ps(), b = _mm256_setzero_ps();
@@ -224,7 +226,7 @@ void store(float* to, Floats x) {
 
 #else
 
-constexpr int kTogether = 1;
+constexpr int kTogether = 1, kAttending = 1;
 
 struct Floats {
   float v[kLanes] = {};
@@ -317,11 +319,20 @@ void store(float* to, const Floats& a) { std::memcpy(to, a.v, sizeof a.v); }
 
 #endif
 
+// Call do_with(n) with a number of rows, from 1 to MOST, that the compiler knows.
+template <int MOST, typename Do>
+void with_rows(int n, Do do_with) {
+  if (n == MOST)
+    do_with(std::integral_constant<int, MOST>());
+  else if constexpr (MOST > 1)
+    with_rows<MOST - 1>(n, do_with);
+}
+
 // -- activations as a linear layer takes them -------------------------------------------------------------------------
 
 struct Rows {
   char* data;     // float32, bfloat16 (AMX): (rows, inputs); int8: two planes (2, capacity, inputs); int4: (rows, inputs)
-  float* step;    // int8: (rows); int4: (rows, inputs / 32): what one step of an activation stands for
+  float* step;    // what one step of an activation stands for; int8: (rows); int4: (rows / 16, inputs / 32, 16)
   int32_t* minus8;  // int4: -8 times the sum of the activations of a group, as weights are stored from 0 to 15
   size_t capacity;
 };
@@ -350,6 +361,10 @@ float largest_magnitude(const float* x, int n) {
   return most > 0 ? most : 1.0f;
 }
 
+size_t place_of_step(size_t row, int group, int groups) {
+  return (row / kLanes * groups + group) * kLanes + row % kLanes;
+}
+
 // Write row r, whose `inputs` numbers end with zeros, in the form that weights of `kind` meet.
 void prepare(int kind, const float* x, int inputs, const Rows& rows, size_t r) {
   char* row = rows.data + r * inputs * bytes_per_input(kind);
@@ -375,8 +390,8 @@ void prepare(int kind, const float* x, int inputs, const Rows& rows, size_t r) {
         to[g * kGroup + i] = int8_t(value);
         sum += value;
       }
-      rows.step[r * (inputs / kGroup) + g] = most / 127.0f;
-      rows.minus8[r * (inputs / kGroup) + g] = -8 * sum;
+      rows.step[place_of_step(r, g, inputs / kGroup)] = most / 127.0f;
+      rows.minus8[place_of_step(r, g, inputs / kGroup)] = -8 * sum;
     }
   } else if (bytes_per_input(kind) == 2) {
     uint16_t* to = reinterpret_cast<uint16_t*>(row);
@@ -450,12 +465,10 @@ void multiply_int4(const Linear& l, int panel, const Rows& rows, size_t row, Flo
   const char* weight = static_cast<const char*>(l.weight) + size_t(panel) * kLanes * l.inputs / 2;
   const uint16_t* scale = static_cast<const uint16_t*>(l.scale) + size_t(panel) * kLanes * groups;
   const int8_t* x = reinterpret_cast<const int8_t*>(rows.data) + row * l.inputs;
-  const float* step = rows.step + row * groups;
-  const int32_t* minus8 = rows.minus8 + row * groups;
   Floats sum[ROWS];
   for (int g = 0; g < groups; ++g) {
     Ints part[ROWS][2];
-    for (int r = 0; r < ROWS; ++r) part[r][0] = all(minus8[size_t(r) * groups + g]);
+    for (int r = 0; r < ROWS; ++r) part[r][0] = all(rows.minus8[place_of_step(row + r, g, groups)]);
     for (int i = 0; i < kGroup; i += 8) {
       Bytes both = load_bytes(weight + size_t(g * kGroup + i) * kLanes / 2);
       Bytes first = low_halves(both), second = high_halves(both);
@@ -466,7 +479,10 @@ void multiply_int4(const Linear& l, int panel, const Rows& rows, size_t row, Flo
       }
     }
     Floats scales = load_bfloat16(scale + size_t(g) * kLanes);
-    for (int r = 0; r < ROWS; ++r) add(sum[r], to_floats(total(part[r][0] + part[r][1])), scales * step[size_t(r) * groups + g]);
+    for (int r = 0; r < ROWS; ++r) {
+      const float step = rows.step[place_of_step(row + r, g, groups)];
+      add(sum[r], to_floats(total(part[r][0] + part[r][1])), scales * step);
+    }
   }
   for (int r = 0; r < ROWS; ++r) out[r] = sum[r];
 }
@@ -526,14 +542,60 @@ struct TileConfig {  // Intel SDM volume 1, chapter 18
   uint8_t rows[16] = {};
 };
 
-struct Tiles {  // tiles of this thread
-  Tiles() {
+struct Tiles {  // of this thread: 0 to 3 for sums, 4 and 5 for activations, 6 and 7 for weights
+  Tiles() { configure(64); }
+  ~Tiles() { _tile_release(); }
+  // Let a tile hold so many bytes of each row of activations, and as many rows of 4 bytes of weights.
+  static void configure(int bytes) {
     TileConfig config;
     for (int i = 0; i < 8; ++i) config.bytes_per_row[i] = 64, config.rows[i] = 16;
+    config.bytes_per_row[4] = config.bytes_per_row[5] = uint16_t(bytes);
+    config.rows[6] = config.rows[7] = uint8_t(bytes / 4);
     _tile_loadconfig(&config);
   }
-  ~Tiles() { _tile_release(); }
 };
+
+// Cut the halves of a panel of int4 into whole numbers from -8 to 7: (inputs / 4, 16, 4).
+void unpack_panel(const char* from, int inputs, char* to) {
+  const __m512i eight = _mm512_set1_epi8(8);
+  for (int i = 0; i < inputs; i += 8, to += 8 * kLanes, from += 4 * kLanes) {
+    Bytes both = load_bytes(from);
+    _mm512_store_si512(to, _mm512_sub_epi8(low_halves(both).v, eight));
+    _mm512_store_si512(to + 4 * kLanes, _mm512_sub_epi8(high_halves(both).v, eight));
+  }
+}
+
+// A panel of int4, unpacked, times 16 rows: the sums of multiply_int4, in the same order.
+void multiply_int4_tile(const Linear& l, int panel, const char* weight, const Rows& rows, size_t row, Floats* out) {
+  const int groups = l.inputs / kGroup;
+  const uint16_t* scale = static_cast<const uint16_t*>(l.scale) + size_t(panel) * kLanes * groups;
+  const char* x = rows.data + row * l.inputs;
+  const float* step = rows.step + place_of_step(row, 0, groups);
+  alignas(64) int32_t parts[4][16][kLanes];
+  Floats sum[16];
+  for (int g = 0; g <= groups; g += 2) {
+    if (g < groups) {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_loadd(4, x + g * kGroup, l.inputs);
+      _tile_loadd(6, weight + g * kGroup * kLanes, 64);
+      _tile_loadd(5, x + (g + 1) * kGroup, l.inputs);
+      _tile_loadd(7, weight + (g + 1) * kGroup * kLanes, 64);
+      _tile_dpbssd(0, 4, 6);
+      _tile_dpbssd(1, 5, 7);
+      _tile_stored(0, parts[g % 4], 64);
+      _tile_stored(1, parts[g % 4 + 1], 64);
+    }
+    for (int before = std::max(0, g - 2); before < g; ++before) {  // whose sums have reached the cache by now
+      const Floats scales = load_bfloat16(scale + size_t(before) * kLanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) {
+        add(sum[i], to_floats(load(parts[before % 4][i])), scales * step[before * kLanes + i]);
+      }
+    }
+  }
+  std::copy(sum, sum + 16, out);
+}
 
 bool ask_for_tiles() {  // Linux lends them to a process that asks: ARCH_REQ_XCOMP_PERM of XTILEDATA
   return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
@@ -732,6 +794,7 @@ struct Pass {
   int phase = 0;              // the next piece of work
   Rows own{};                 // its memory for a few rows
   float *normed = nullptr, *scores = nullptr;
+  char* unpacked = nullptr;   // a panel of int4 as bytes
 
   void wait() const {
 #pragma omp barrier
@@ -771,24 +834,34 @@ struct Pass {
     };
     share(panels, most, [&](int begin, int end) {
 #if defined(GPT2_AMX)
+      if (l.kind == kInt4 && rows > 8) return apply_int4_tiles(l, x, rows, begin, end, finish);
       if (l.kind == kBfloat16 || (l.kind == kInt8 && rows > kFew)) return apply_tiles(l, x, rows, begin, end, finish);
 #endif
       for (int panel = begin; panel < end; ++panel)
         for (int r = 0; r < rows; r += kTogether) {
           Floats sums[kTogether];
           const int together = std::min(kTogether, rows - r);
-          switch (together) {
-            case 1: multiply<1>(l, panel, x, r, sums); break;
-            case 2: multiply<std::min(2, kTogether)>(l, panel, x, r, sums); break;
-            case 3: multiply<std::min(3, kTogether)>(l, panel, x, r, sums); break;
-            default: multiply<std::min(4, kTogether)>(l, panel, x, r, sums);
-          }
+          with_rows<kTogether>(together, [&](auto n) { multiply<n()>(l, panel, x, r, sums); });
           for (int i = 0; i < together; ++i) finish(r + i, panel, sums[i]);
         }
     });
   }
 
 #if defined(GPT2_AMX)
+  template <typename Finish>
+  void apply_int4_tiles(const Linear& l, const Rows& x, int rows, int begin, int end, Finish finish) const {
+    Tiles::configure(kGroup);
+    for (int panel = begin; panel < end; ++panel) {
+      unpack_panel(static_cast<const char*>(l.weight) + size_t(panel) * kLanes * l.inputs / 2, l.inputs, unpacked);
+      for (int r = 0; r < rows; r += 16) {
+        Floats sums[16];
+        multiply_int4_tile(l, panel, unpacked, x, r, sums);
+        for (int i = 0; i < std::min(16, rows - r); ++i) finish(r + i, panel, sums[i]);
+      }
+    }
+    Tiles::configure(64);
+  }
+
   template <typename Finish>
   void apply_tiles(const Linear& l, const Rows& x, int rows, int begin, int end, Finish finish) const {
     const bool int8 = l.kind == kInt8;
@@ -851,7 +924,7 @@ struct Pass {
   void mix(int layer, int size) {
     share(model.heads, 1, [&](int head, int) {
       for (int r = 0, together; r < rows; r += together) {
-        for (together = 1; together < kTogether && r + together < rows && keys[r + together] == keys[r] &&
+        for (together = 1; together < kAttending && r + together < rows && keys[r + together] == keys[r] &&
                            positions[r + together] == positions[r] + together;)
           ++together;
         const size_t cached = layer * layer_stride + head * head_stride, place = r * sizes.width + head * size;
@@ -859,12 +932,7 @@ struct Pass {
         const int length = positions[r] + 1;
         const float* q = shared.queries + place;
         float* y = shared.mixed + place;
-        switch (together) {
-          case 1: attend<1>(q, k, v, length, size, sizes.width, scores, y); break;
-          case 2: attend<std::min(2, kTogether)>(q, k, v, length, size, sizes.width, scores, y); break;
-          case 3: attend<std::min(3, kTogether)>(q, k, v, length, size, sizes.width, scores, y); break;
-          default: attend<std::min(4, kTogether)>(q, k, v, length, size, sizes.width, scores, y);
-        }
+        with_rows<kAttending>(together, [&](auto n) { attend<n()>(q, k, v, length, size, sizes.width, scores, y); });
       }
     });
   }
@@ -903,8 +971,8 @@ struct Pass {
 
 size_t own_bytes(const Sizes& sizes, int context) {
   size_t widest = std::max(sizes.width, sizes.inner), few = rounded(kFew, 32);
-  return rounded(few * widest * 4) + 2 * rounded(few * widest / kGroup * 4) + rounded(sizes.width * 4) +
-         rounded(kTogether * rounded(context + kTogether, kLanes) * 4);
+  return rounded(few * widest * 4) + 2 * rounded(few * widest / kGroup * 4) + rounded(sizes.width * 4) + widest * kLanes +
+         rounded(kAttending * rounded(context + kAttending, kLanes) * 4);
 }
 
 template <typename T>
@@ -941,6 +1009,7 @@ void forward(const Model& model, const int32_t* ids, int rows, const int32_t* po
     Memory own{begin + own_bytes(sizes, context) * mine.number};
     mine.own = take_rows(own, rounded(kFew, 32), std::max(sizes.width, sizes.inner));
     mine.normed = own.take<float>(sizes.width);
+    mine.unpacked = own.take<char>(std::max(sizes.width, sizes.inner) * kLanes);
     mine.scores = own.take<float>(0);
     std::fill(mine.normed + model.width, mine.normed + sizes.width, 0.0f);
     mine.embed(ids);
