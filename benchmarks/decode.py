@@ -1,7 +1,7 @@
 """One answer at a time: decoding and prefill against transformers, CTranslate2 and llama.cpp with the same weights.
 
-Every measurement runs in its own process, peers in turn, several rounds; medians are printed as JSON lines with the ratio
-of ours to each. `--size 355M` measures another size, `--form int8` one form alone.
+Every measurement runs in its own process, peers in turn, several rounds; medians are printed as JSON lines with the
+ratio of ours to each. `--size 355M` measures another size, `--form int8` one form alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The peers of the decoding benchmarks, each with the same random weights: transformers, CTranslate2, llama.cpp.
 
-They come from the package index: `pip install transformers ctranslate2 gguf llama-cpp-python`; those that are not installed
-are left out. llama.cpp's AMX path for 8 and 4 bits crashes on some virtual machines; there, build it without:
+They come from the package index: `pip install transformers ctranslate2 gguf llama-cpp-python`; those that are not
+installed are left out. llama.cpp's AMX path for 8 and 4 bits crashes on some virtual machines; there, build it without:
 CMAKE_ARGS="-DCMAKE_C_FLAGS='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16' -DCMAKE_CXX_FLAGS=(the same)".
 """
 
@@ -49,7 +49,9 @@ def make_files(size: str) -> None:
             if not (folder / f"ct2-{form}" / "model.bin").exists():
                 from ctranslate2.converters import TransformersConverter
 
-                TransformersConverter(str(folder / "hf")).convert(str(folder / f"ct2-{form}"), quantization=form, force=True)
+                TransformersConverter(str(folder / "hf")).convert(
+                    str(folder / f"ct2-{form}"), quantization=form, force=True
+                )
     if installed("llama.cpp") and not (folder / "Q4_0.gguf").exists():
         _write_gguf(folder)
 
@@ -88,8 +90,13 @@ def _write_gguf(folder: Path) -> None:
     import llama_cpp
     from safetensors.numpy import load_file
 
-    weights = {name.removeprefix("transformer."): w for name, w in load_file(folder / "hf" / "model.safetensors").items()}
-    layers, width = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("h.")), weights["wte.weight"].shape[1]
+    weights = {
+        name.removeprefix("transformer."): w for name, w in load_file(folder / "hf" / "model.safetensors").items()
+    }
+    layers, width = (
+        1 + max(int(name.split(".")[1]) for name in weights if name.startswith("h.")),
+        weights["wte.weight"].shape[1],
+    )
     writer = gguf.GGUFWriter(folder / "F32.gguf", "gpt2")
     writer.add_block_count(layers)
     writer.add_context_length(1024)
@@ -154,7 +161,9 @@ def _transformers(path: Path, dtype: str) -> Run:
 def _ctranslate2(path: Path, form: str, threads: int) -> Run:
     import ctranslate2
 
-    generator = ctranslate2.Generator(str(path), device="cpu", compute_type=form, intra_threads=threads, inter_threads=1)
+    generator = ctranslate2.Generator(
+        str(path), device="cpu", compute_type=form, intra_threads=threads, inter_threads=1
+    )
 
     def run(prompt: list[int], new: int) -> float:
         began = time.perf_counter()

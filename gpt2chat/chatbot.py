@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import Conversation, Message, Template, fit_context, template_named
-from gpt2chat.decoding import Choice, choose, open_model, runtime_of
+from gpt2chat.decoding import Choice, choose, draft_for, open_model, runtime_of
 from gpt2chat.errors import ConfigError
 from gpt2chat.formats.rows import pairs_to_messages
 from gpt2chat.generation import Decoder, stream_answer
@@ -41,6 +41,7 @@ class GPT2Chatbot:
         device: str = "auto",
         dtype: str = "auto",
         quantize: str = "auto",
+        draft: str = "auto",
         notice: Callable[[str], None] | None = None,
     ) -> None:
         if not isinstance(model_name, (str, type(None))):
@@ -52,7 +53,7 @@ class GPT2Chatbot:
         self.messages: list[Message] = []
         self.tokenizer = Tokenizer.gpt2()
         self._template = template_named(template) if template else None
-        self._device, self._dtype, self._quantize = device, dtype, quantize
+        self._device, self._dtype, self._quantize, self._draft = device, dtype, quantize, draft
         self._notice = notice or logging.getLogger(__name__).warning
         self._examples: list[Message] = []  # of this object, kept over load_model
         self._loaded: Checkpoint | None = None
@@ -91,7 +92,7 @@ class GPT2Chatbot:
     def _adopt(self, loaded: Checkpoint, runtime: Runtime) -> None:
         if self._loaded is None and self._expected not in (None, loaded.config):
             self._notice(f"the file holds another size than {self.model_name}; using {pretrained.describe(loaded)}")
-        self._decoder, self._loaded = Decoder(runtime), loaded
+        self._decoder, self._loaded = Decoder(runtime, draft_for(self._draft, runtime)), loaded
 
     def _ready(self) -> tuple[Checkpoint, Decoder]:
         if self._loaded is None:

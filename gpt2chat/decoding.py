@@ -11,6 +11,7 @@ import torch
 
 from gpt2chat import packs, pretrained
 from gpt2chat.checkpoint import Checkpoint
+from gpt2chat.drafts import Draft, ModelDraft, PromptLookup
 from gpt2chat.errors import ConfigError
 from gpt2chat.hardware import DTYPES, pick_device, pick_dtype
 from gpt2chat.kernels import KernelUnavailable, kernel
@@ -89,6 +90,20 @@ def open_model(name: str, choice: Choice, read: Callable[[str], Checkpoint]) -> 
     pack = packs.build(loaded, choice.form)
     packs.keep(pack, loaded, source, iter(places))
     return dataclasses.replace(loaded, weights={}), _native(loaded.config, pack, choice, choice.kernel)
+
+
+def draft_for(name: str, runtime: Runtime) -> Draft | None:
+    """Return what guesses for a runtime: `none`, `lookup`, or a smaller model by its name.
+
+    `auto` looks up where checking guesses does not change answers at all, which is in the native decoder: through torch
+    several rows are rounded differently than one. Raises ConfigError for a model with another vocabulary.
+    """
+    if name == "none" or (name == "auto" and not isinstance(runtime, NativeRuntime)):
+        return None
+    if name in ("auto", "lookup"):
+        return PromptLookup()
+    _, smaller = open_model(name, choose(str(runtime.device)), pretrained.load)
+    return ModelDraft(smaller, runtime.config.vocab_size)
 
 
 def _native(config: GPT2Config, pack: packs.Pack, choice: Choice, native: Kernel) -> Runtime:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 
-import torch
+from torch import Tensor
 
 from gpt2chat.conversation import Conversation, Template, render_prompt
+from gpt2chat.drafts import Draft, Pace
 from gpt2chat.errors import ContextError
 from gpt2chat.model import GPT2
 from gpt2chat.runtime import Runtime, TorchRuntime
@@ -22,15 +23,18 @@ class Decoder:
     Each call finds the longest common beginning of the ids it has seen and the new prompt, and computes only the
     rest; so the next turn of a chat, an edited or a regenerated one need no bookkeeping by the caller.
     After a stream has ended, `finish_reason` is "stop" (an end id was drawn) or "length"; `cached_tokens` of
-    the `prompt_tokens` ids came from the cache.
+    the `prompt_tokens` ids came from the cache; of `drafted_tokens` guesses by `draft` the model took
+    `accepted_tokens`.
     """
 
-    def __init__(self, model: GPT2 | Runtime) -> None:
+    def __init__(self, model: GPT2 | Runtime, draft: Draft | None = None) -> None:
         self.runtime = TorchRuntime(model) if isinstance(model, GPT2) else model
         self.cache = self.runtime.new_cache()
         self.ids: list[int] = []
         self.finish_reason: str | None = None
         self.prompt_tokens = self.cached_tokens = 0
+        self.draft = draft
+        self.drafted_tokens = self.accepted_tokens = 0
         self._generations = 0
 
     def generate(self, prompt: Sequence[int], config: GenerationConfig, stop: Collection[int]) -> Iterator[int]:
@@ -42,15 +46,13 @@ class Decoder:
         n_ctx = self.runtime.config.n_ctx
         if not 0 < len(prompt) < n_ctx:
             raise ContextError(f"prompt: expected 1 to {n_ctx - 1} tokens, got {len(prompt)}")
-        sampler = Sampler(config, self.runtime.device)
+        sampler = Sampler(config)
         self.finish_reason = None
+        self.drafted_tokens = self.accepted_tokens = 0
         self._generations += 1
         mine = self._generations
-        logits = self._prefill(prompt)
-        for drawn in range(min(config.max_new_tokens, n_ctx - len(prompt))):
-            if drawn:
-                logits = self._forward(self.ids[-1:])
-            token = sampler.sample(logits, self._seen(config))
+        limit = min(config.max_new_tokens, n_ctx - len(prompt))
+        for drawn, token in enumerate(self._tokens(prompt, sampler, stop, limit)):
             if token in stop:
                 self.finish_reason = "stop"
                 return
@@ -58,10 +60,42 @@ class Decoder:
             yield token
             if self._generations != mine:
                 raise RuntimeError("another answer has begun on this decoder; give each stream a decoder of its own")
+            if drawn + 1 == limit:
+                break
         self.finish_reason = "length"
 
-    def _prefill(self, prompt: Sequence[int]) -> torch.Tensor:
-        """Bring the cache to the whole prompt; return the logits (V,) after its last id."""
+    def _tokens(self, prompt: Sequence[int], sampler: Sampler, stop: Collection[int], limit: int) -> Iterator[int]:
+        """Yield at least `limit` tokens unless a stop id comes; whoever takes them adds them to `ids`."""
+        pace, drawn = Pace(), 0
+        guesses: list[int] = []
+        rows = self._prefill(prompt)
+        while True:
+            tokens = self._checked(rows, guesses, sampler, drawn, stop)
+            self.cache.truncate(len(self.ids) + len(tokens) - 1)
+            if guesses:
+                pace.note(len(guesses), len(tokens) - 1)
+            drawn += len(tokens)
+            yield from tokens
+            most = min(pace.most(), limit - drawn - 1) if self.draft else 0
+            guesses = self.draft.propose(self.ids, most, sampler, drawn) if self.draft and most > 0 else []
+            rows = self.runtime.forward([self.ids[-1], *guesses], self.cache, 1 + len(guesses))
+
+    def _checked(
+        self, rows: Tensor, guesses: Sequence[int], sampler: Sampler, drawn: int, stop: Collection[int]
+    ) -> list[int]:
+        """Draw from rows of logits (1 + guesses, V) for as long as what is drawn is what was guessed."""
+        seen, tokens = list(self.ids) if sampler.config.repetition_penalty != 1 else [], list[int]()
+        for row, guess in zip(rows, [*guesses, None], strict=True):
+            token = sampler.sample(row, seen + tokens, drawn + len(tokens))
+            tokens.append(token)
+            if token != guess or token in stop:
+                break
+        self.drafted_tokens += len(guesses)
+        self.accepted_tokens += len(tokens) - 1
+        return tokens
+
+    def _prefill(self, prompt: Sequence[int]) -> Tensor:
+        """Bring the cache to the whole prompt; return the logits (1, V) after its last id."""
         same = 0
         for old, new in zip(self.ids[: self.cache.length], prompt[:-1], strict=False):
             if old != new:
@@ -72,16 +106,9 @@ class Decoder:
         self.ids = list(prompt[:same])
         for start in range(same, len(prompt), PREFILL_TOKENS):
             part = prompt[start : start + PREFILL_TOKENS]
-            logits = self._forward(part)
+            logits = self.runtime.forward(part, self.cache)
             self.ids.extend(part)
         return logits
-
-    def _forward(self, ids: Sequence[int]) -> torch.Tensor:
-        return self.runtime.forward(ids, self.cache)[0]  # (V,)
-
-    def _seen(self, config: GenerationConfig) -> torch.Tensor:
-        needed = self.ids if config.repetition_penalty != 1 else []
-        return torch.tensor(needed, dtype=torch.long, device=self.runtime.device)
 
 
 class StopFilter:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from gpt2chat.errors import ConfigError
+
+Scores = npt.NDArray[np.float32]
+Weights = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
 
 
 def _check(name: str, value: object, low: float, high: float, expected: str) -> None:
@@ -52,50 +59,102 @@ class GenerationConfig:
 
 
 class Sampler:
-    """Draws the tokens of one answer; owns its random numbers, so two answers never influence each other."""
+    """Draws the tokens of one answer.
 
-    def __init__(self, config: GenerationConfig, device: torch.device | str = "cpu") -> None:
+    The random number of a token depends on the seed, on its place in the answer and on the token alone, never on what
+    was drawn before or elsewhere; so answers do not influence each other, and a token can be drawn ahead of time.
+    """
+
+    def __init__(self, config: GenerationConfig) -> None:
         self.config = config
-        self._generator = torch.Generator(device=device)
-        if config.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(config.seed)
+        self._seed = secrets.randbits(63) if config.seed is None else config.seed
 
-    def sample(self, logits: Tensor, seen: Tensor) -> int:
-        """Draw one id from logits (V,), given the ids (S,) of prompt and answer so far."""
+    def sample(self, logits: Tensor | Scores, seen: Sequence[int], place: int) -> int:
+        """Draw one id from logits (V,), given the ids of prompt and answer so far and its place in the answer.
+
+        Raises ArithmeticError for logits that are not numbers.
+        """
         config = self.config
-        scores = logits.float()
+        scores = logits.float().cpu().numpy() if isinstance(logits, Tensor) else logits
         if config.repetition_penalty != 1:
             scores = penalise(scores, seen, config.repetition_penalty)
+        likeliest = int(scores.argmax())
+        if not math.isfinite(scores[likeliest]):
+            raise ArithmeticError(f"the model's score of token {likeliest} is {scores[likeliest]}, which is no number")
         if config.temperature == 0 or config.top_k == 1:
-            return int(scores.argmax())
-        probabilities = filtered_probabilities(scores, config)
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+            return likeliest
+        ids, weights = candidates(scores, config)
+        return int(ids[(weights + gumbel(self._seed, place, ids)).argmax()])
 
 
-def penalise(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
+def gumbel(seed: int, place: int, ids: Ids) -> Weights:
+    """Return a number for each id: the largest sum with its log-probability falls on each id as often as that says.
+
+    This is the Gumbel-max way to draw (Maddison et al. 2014) over uniform numbers by SplitMix64 (Steele et al. 2014).
+    """
+    key = int(_mixed(np.array([_mixed(np.array([seed], np.uint64))[0] + np.uint64(place)], np.uint64))[0])
+    bits = _mixed(ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key))
+    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return -np.log(-np.log(uniform))
+
+
+def _mixed(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return numbers whose bits depend on all bits of the given ones: the end of SplitMix64."""
+    numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
+
+
+def penalise(scores: Scores, seen: Sequence[int], penalty: float) -> Scores:
     """Divide positive and multiply negative scores (V,) of the ids in `seen` by `penalty`."""
-    found = scores[seen]
-    scores = scores.clone()
-    scores[seen] = torch.where(found > 0, found / penalty, found * penalty)
+    ids = np.array(seen, np.int64)
+    found = scores[ids]
+    scores = scores.copy()
+    scores[ids] = np.where(found > 0, found / penalty, found * penalty)
     return scores
 
 
-def filtered_probabilities(scores: Tensor, config: GenerationConfig) -> Tensor:
-    """Apply temperature, then top_k, top_p and min_p to scores (V,); return probabilities (V,) that sum to 1.
+def candidates(scores: Scores, config: GenerationConfig) -> tuple[Ids, Weights]:
+    """Apply temperature, then top_k, top_p and min_p to scores (V,); return the ids that are left and their weights.
 
-    Ties at the border of top_k are kept, as the order among equals has no meaning.
+    Weights are log-probabilities up to a constant; that of the likeliest id is 0. Ties at the border of top_k are kept,
+    as the order among equals has no meaning.
     """
-    scores = (scores - scores.max()) / max(config.temperature, 1e-30)  # the likeliest is 0: nothing overflows
-    if 0 < config.top_k < scores.size(-1):
-        kth = scores.topk(config.top_k).values[-1]
-        scores = scores.masked_fill(scores < kth, -math.inf)
+    if 0 < config.top_k < len(scores):
+        kth = np.partition(scores, -config.top_k)[-config.top_k]
+        ids = np.flatnonzero(scores >= kth)
+    else:
+        ids = np.arange(len(scores))
+    chosen = scores[ids].astype(np.float64)
+    weights = (chosen - chosen.max()) / max(config.temperature, 1e-30)  # the likeliest is 0: nothing overflows
     if config.top_p < 1:
-        ordered, order = scores.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1).roll(1)
-        before[0] = -1.0  # the likeliest token always stays
-        scores = scores.scatter(0, order, ordered.masked_fill(before >= config.top_p, -math.inf))
+        kept = _nucleus(weights, config.top_p)
+        ids, weights = ids[kept], weights[kept]
     if config.min_p > 0:
-        scores = scores.masked_fill(scores < scores.max() + math.log(config.min_p), -math.inf)
-    return scores.softmax(-1)
+        kept = np.flatnonzero(weights >= math.log(config.min_p))
+        ids, weights = ids[kept], weights[kept]
+    return ids, weights
+
+
+def _nucleus(weights: Weights, top_p: float) -> Ids:
+    """Return where the likeliest are whose probabilities reach top_p, at least one; no more than needed are sorted."""
+    total, most = np.exp(weights).sum(), 256
+    while True:
+        largest = np.argpartition(weights, -most)[-most:] if most < len(weights) else np.arange(len(weights))
+        order = largest[np.argsort(-weights[largest], kind="stable")]
+        shares = np.exp(weights[order]) / total
+        reached = np.cumsum(shares)
+        if reached[-1] >= top_p or most >= len(weights):
+            inside = reached - shares < top_p
+            inside[0] = True  # the likeliest token always stays
+            return order[inside]
+        most *= 8
+
+
+def probabilities(scores: Scores, config: GenerationConfig) -> Weights:
+    """Return the probabilities (V,) that tokens are drawn with, given scores (V,)."""
+    ids, weights = candidates(scores, config)
+    shares = np.zeros(len(scores))
+    shares[ids] = np.exp(weights) / np.exp(weights).sum()
+    return shares

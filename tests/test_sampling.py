@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
@@ -18,11 +19,10 @@ from transformers import (
 )
 
 from gpt2chat.errors import ConfigError
-from gpt2chat.sampling import GenerationConfig, Sampler, filtered_probabilities, penalise
+from gpt2chat.sampling import GenerationConfig, Sampler, gumbel, penalise, probabilities
 
 VOCAB = 60
 SEEDS = st.integers(0, 2**32 - 1)
-NONE_SEEN = torch.tensor([], dtype=torch.long)
 
 
 def random_scores(seed: int, spread: float = 3.0) -> torch.Tensor:
@@ -52,9 +52,8 @@ def test_probabilities_equal_the_reference(
     assume(((before.sort(descending=True).values.cumsum(-1) - top_p).abs() > 1e-5).all() or top_p == 1)
     assume(((before / before.max() - min_p).abs() > 1e-5).all() or min_p in (0, 1))
     expected = LogitsProcessorList(warpers)(None, scores[None])[0].softmax(-1)
-    found = filtered_probabilities(
-        scores, GenerationConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    )
+    config = GenerationConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    found = torch.from_numpy(probabilities(scores.numpy(), config)).float()
     assert torch.equal(found > 0, expected > 0)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
@@ -64,7 +63,7 @@ def test_the_repetition_penalty_equals_the_reference(seed: int, seen: list[int],
     scores, ids = random_scores(seed), torch.tensor(seen, dtype=torch.long)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(ids[None], scores[None].clone())[0]
     given_scores = scores.clone()
-    torch.testing.assert_close(penalise(scores, ids, penalty), expected)
+    torch.testing.assert_close(torch.from_numpy(penalise(scores.numpy(), seen, penalty)), expected)
     assert torch.equal(scores, given_scores)
 
 
@@ -81,29 +80,29 @@ VALID = st.builds(
 @given(seed=SEEDS, config=VALID, spread=st.floats(0.1, 50))
 def test_every_accepted_setting_draws_from_probabilities(seed: int, config: GenerationConfig, spread: float) -> None:
     scores = random_scores(seed, spread)
-    probabilities = filtered_probabilities(scores, config)
-    assert (probabilities >= 0).all()
-    assert float(probabilities.sum()) == pytest.approx(1, abs=1e-4)
-    assert probabilities[scores.argmax()] == probabilities.max()
-    assert 0 <= Sampler(config).sample(scores, torch.arange(5)) < VOCAB
+    shares = probabilities(scores.numpy(), config)
+    assert (shares >= 0).all()
+    assert float(shares.sum()) == pytest.approx(1, abs=1e-9)
+    assert shares[scores.argmax()] == shares.max()
+    assert 0 <= Sampler(config).sample(scores, range(5), 0) < VOCAB
 
 
 @pytest.mark.parametrize("changed", [{"temperature": 1e-40}, {"temperature": 5e-324}, {"top_p": 5e-324}])
 def test_the_smallest_settings_draw_the_likeliest_token(changed: dict[str, float]) -> None:
     scores = random_scores(0)
-    assert Sampler(GenerationConfig(**changed)).sample(scores, NONE_SEEN) == scores.argmax()  # type: ignore[arg-type]
+    assert Sampler(GenerationConfig(**changed)).sample(scores, [], 0) == scores.argmax()  # type: ignore[arg-type]
 
 
 @given(seed=SEEDS, top_k=st.integers(0, VOCAB), penalty=st.floats(0.5, 2))
 def test_temperature_zero_takes_the_likeliest(seed: int, top_k: int, penalty: float) -> None:
-    scores, seen = random_scores(seed), torch.arange(0, VOCAB, 3)
+    scores, seen = random_scores(seed), range(0, VOCAB, 3)
     config = GenerationConfig(temperature=0, top_k=top_k, repetition_penalty=penalty)
-    assert Sampler(config).sample(scores, seen) == penalise(scores, seen, penalty).argmax()
+    assert Sampler(config).sample(scores, seen, 0) == penalise(scores.numpy(), seen, penalty).argmax()
 
 
 def draws(config: GenerationConfig, count: int = 50) -> list[int]:
     sampler = Sampler(config)
-    return [sampler.sample(random_scores(number), NONE_SEEN) for number in range(count)]
+    return [sampler.sample(random_scores(number), [], number) for number in range(count)]
 
 
 @given(seed=st.integers(0, 2**63 - 1))
@@ -125,16 +124,47 @@ def test_two_samplers_do_not_meet() -> None:
     alone, first, second = draws(config, 20), Sampler(config), Sampler(config)
     together = []
     for number in range(20):
-        together.append(first.sample(random_scores(number), NONE_SEEN))
-        second.sample(random_scores(number + 100), NONE_SEEN)
+        together.append(first.sample(random_scores(number), [], number))
+        second.sample(random_scores(number + 100), [], number)
     assert together == alone
 
 
 def test_draws_follow_the_probabilities() -> None:
-    scores = torch.tensor([0.5, 0.3, 0.2]).log()
-    sampler = Sampler(GenerationConfig(temperature=1, seed=0))
-    counts = torch.bincount(torch.tensor([sampler.sample(scores, NONE_SEEN) for _ in range(4000)]), minlength=3)
-    torch.testing.assert_close(counts / 4000, scores.exp(), atol=0.03, rtol=0)
+    shares = np.array([0.5, 0.3, 0.15, 0.05])
+    scores = np.log(shares).astype(np.float32)
+    for seed in range(3):
+        sampler = Sampler(GenerationConfig(temperature=1, seed=seed))
+        counts = np.bincount([sampler.sample(scores, [], place) for place in range(8000)], minlength=4)
+        chi_square = ((counts - 8000 * shares) ** 2 / (8000 * shares)).sum()
+        assert chi_square < 16.27  # 99.9 % of draws with 3 degrees of freedom
+
+
+def test_random_numbers_of_neighbouring_seeds_places_and_ids_are_unrelated() -> None:
+    ids = np.arange(2000)
+    rows = np.stack([gumbel(seed, place, ids) for seed in (0, 1, 2**62) for place in range(3)])
+    assert len(np.unique(rows)) == rows.size
+    assert rows.mean() == pytest.approx(0.5772, abs=0.03)  # Euler's constant, the mean of Gumbel's distribution
+    assert rows.var() == pytest.approx(math.pi**2 / 6, abs=0.08)
+    assert np.abs(np.corrcoef(rows) - np.eye(9)).max() < 0.09
+    assert abs(np.corrcoef(rows[:, :-1].ravel(), rows[:, 1:].ravel())[0, 1]) < 0.03
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_scores_that_are_no_numbers_are_refused(bad: float) -> None:
+    scores = random_scores(0)
+    scores[7] = bad
+    with pytest.raises(ArithmeticError, match="token 7"):
+        Sampler(GenerationConfig()).sample(scores, [], 0)
+
+
+@given(seed=SEEDS, top_p=st.floats(0.5, 1, exclude_max=True), top_k=st.sampled_from([0, 3000]))
+def test_top_p_of_a_large_vocabulary_sorts_as_many_as_it_needs(seed: int, top_p: float, top_k: int) -> None:
+    scores = torch.randn(4000, generator=torch.Generator().manual_seed(seed)).numpy()
+    shares = np.sort(probabilities(scores, GenerationConfig(temperature=1, top_k=top_k, top_p=top_p)))[::-1]
+    before = np.sort(probabilities(scores, GenerationConfig(temperature=1, top_k=top_k)))[::-1]
+    count = int((shares > 0).sum())
+    assert before[:count].sum() >= top_p - 1e-9
+    assert before[: count - 1].sum() < top_p + 1e-9
 
 
 @pytest.mark.parametrize(

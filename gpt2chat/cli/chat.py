@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.options import GENERATION_NAMES, device_options, generation_options, quantize_option
+from gpt2chat.cli.options import GENERATION_NAMES, device_options, draft_option, generation_options, quantize_option
 from gpt2chat.cli.terminal import SETTINGS, Interrupted, Signals, reports_errors, say, tolerate_any_text
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ HELP = """Type a message and press Enter.
 @generation_options
 @device_options()
 @quantize_option
+@draft_option
 @reports_errors
 def chat_command(checkpoint: str | None, prompt: str | None, **options: Any) -> None:
     """Talk to CHECKPOINT, a .pt file or a model's name: in a terminal, or line by line from a pipe.
@@ -70,6 +71,7 @@ def chat_command(checkpoint: str | None, prompt: str | None, **options: Any) -> 
         device=options["device"],
         dtype=options["dtype"],
         quantize=options["quantize"],
+        draft=options["draft"],
         notice=lambda line: say(f"note: {line}"),
     )
     open_model(bot, checkpoint)
@@ -202,5 +204,6 @@ def _turn(bot: GPT2Chatbot, line: str, interactive: bool) -> None:
         decoder = bot.decoder
         tokens = len(decoder.ids) - decoder.prompt_tokens
         used = f"{len(decoder.ids)}/{decoder.runtime.config.n_ctx}"
-        line = f"[{tokens} tokens in {seconds:.2f}s ({tokens / seconds:.0f} tokens/sec), context {used}]"
+        guessed = f", {decoder.accepted_tokens} of {decoder.drafted_tokens} guessed" if decoder.drafted_tokens else ""
+        line = f"[{tokens} tokens in {seconds:.2f}s ({tokens / seconds:.0f} tokens/sec){guessed}, context {used}]"
         say(click.style(line, dim=True))

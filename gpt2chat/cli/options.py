@@ -77,6 +77,12 @@ def quantize_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--quantize", default="auto", help=words)(function)
 
 
+def draft_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --draft."""
+    words = "Guess ahead: lookup (what followed the same words before), none, or a smaller model.  [default: lookup]"
+    return click.option("--draft", default="auto", help=words)(function)
+
+
 def device_options(dtype: str = "auto") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add --device and --dtype, whose default is `dtype`."""
 
