@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from gpt2chat import packs, pretrained
+from gpt2chat.calibration import int4_panels, own_texts
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.drafts import Draft, ModelDraft, PromptLookup
 from gpt2chat.errors import ConfigError
@@ -17,8 +18,9 @@ from gpt2chat.hardware import DTYPES, pick_device, pick_dtype
 from gpt2chat.kernels import KernelUnavailable, kernel
 from gpt2chat.kernels.binding import Kernel
 from gpt2chat.model import GPT2Config
-from gpt2chat.quantize import form_for, rounded
+from gpt2chat.quantize import Panels, form_for, rounded, unpack
 from gpt2chat.runtime import NativeRuntime, Runtime, TorchRuntime
+from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.weights import entries_of, make
 
 QUANTIZE = ("auto", "none", "int8", "int4")
@@ -34,6 +36,7 @@ class Choice:
     form: str
     kernel: Kernel | None
     why: str
+    notice: Notice = field(default=lambda line: None, compare=False)  # is told what takes long
 
 
 def choose(device: str = "auto", dtype: str = "auto", quantize: str = "auto", notice: Notice | None = None) -> Choice:
@@ -46,27 +49,42 @@ def choose(device: str = "auto", dtype: str = "auto", quantize: str = "auto", no
         raise ConfigError(f"quantize: expected one of {', '.join(QUANTIZE)}, got {quantize!r}")
     if dtype not in ("auto", *DTYPES):
         pick_dtype(dtype, torch.device("cpu"))  # which says what was expected
-    place = pick_device(device)
+    place, notice = pick_device(device), notice or logging.getLogger(__name__).info
     native, why = None, f"{place.type} computes through torch"
     if place.type == "cpu":
         try:
-            native = kernel(notice or logging.getLogger(__name__).info)
+            native = kernel(notice)
             why = f"native decoder ({native.instructions})"
         except KernelUnavailable as error:
             why = f"through torch, as the native decoder is not available: {error}"
     kept = torch.bfloat16 if native and dtype == "auto" else pick_dtype(dtype, place)
     if quantize == "auto":
         quantize = "int8" if native and dtype == "auto" else "none"
-    return Choice(place, kept, str(kept).removeprefix("torch.") if quantize == "none" else quantize, native, why)
+    form = str(kept).removeprefix("torch.") if quantize == "none" else quantize
+    return Choice(place, kept, form, native, why, notice)
 
 
 def runtime_of(loaded: Checkpoint, choice: Choice) -> Runtime:
     """Build what runs a checkpoint that is in memory."""
     if choice.kernel and NativeRuntime.supports(loaded.config):
-        return _native(loaded.config, packs.build(loaded, choice.form), choice, choice.kernel)
+        return _native(loaded.config, _pack(loaded, choice), choice, choice.kernel)
     if choice.form in packs.KEPT:
-        loaded = dataclasses.replace(loaded, weights=_rounded(loaded, choice.form), mapped=False)
-    return TorchRuntime(loaded.build_model(choice.dtype, choice.device).requires_grad_(False))
+        loaded = dataclasses.replace(loaded, weights=_rounded(loaded, choice), mapped=False)
+    return TorchRuntime(loaded.build_model(choice.dtype, choice.device).requires_grad_(False), choice.form)
+
+
+def _pack(loaded: Checkpoint, choice: Choice) -> packs.Pack:
+    return packs.build(loaded, choice.form, _compensated(loaded, choice))
+
+
+def _compensated(loaded: Checkpoint, choice: Choice) -> dict[str, Panels]:
+    """Return the matrices of the layers in int4, rounded for what the model writes itself; none for other forms."""
+    if choice.form != "int4":
+        return {}
+    choice.notice("rounding the weights to int4 and making up for the errors, once: about 40 seconds at 124M")
+    writer = runtime_of(loaded, dataclasses.replace(choice, form="int8"))
+    texts = own_texts(writer, min(Tokenizer.gpt2().end_id, loaded.config.vocab_size - 1))
+    return int4_panels(loaded, texts)
 
 
 def open_model(name: str, choice: Choice, read: Callable[[str], Checkpoint]) -> tuple[Checkpoint, Runtime]:
@@ -87,7 +105,7 @@ def open_model(name: str, choice: Choice, read: Callable[[str], Checkpoint]) -> 
     loaded = read(name)
     if not NativeRuntime.supports(loaded.config):
         return dataclasses.replace(loaded, weights={}), runtime_of(loaded, choice)
-    pack = packs.build(loaded, choice.form)
+    pack = _pack(loaded, choice)
     packs.keep(pack, loaded, source, iter(places))
     return dataclasses.replace(loaded, weights={}), _native(loaded.config, pack, choice, choice.kernel)
 
@@ -110,11 +128,15 @@ def _native(config: GPT2Config, pack: packs.Pack, choice: Choice, native: Kernel
     return NativeRuntime(native, config, pack.form, pack.panels, pack.vectors, choice.dtype)
 
 
-def _rounded(loaded: Checkpoint, form: str) -> dict[str, torch.Tensor]:
-    """Return weights rounded to `form` and back, for torch, which then gives the same answers within rounding."""
-    weights = {}
+def _rounded(loaded: Checkpoint, choice: Choice) -> dict[str, torch.Tensor]:
+    """Return weights rounded to the form and back, for torch, which then gives the same answers within rounding."""
+    form, weights = choice.form, {}
+    made = _compensated(loaded, choice)
     for name, entry in entries_of(loaded.weights).items():
         tensor = make(entry, torch.float32, mapped=loaded.mapped)
         matrix = tensor.dim() == 2 and name != "wpe.weight"
-        weights[name] = rounded(tensor, form_for(name, form)) if matrix else tensor
+        if matrix and name in made:
+            weights[name] = unpack(made[name], form, *tensor.shape)
+        else:
+            weights[name] = rounded(tensor, form_for(name, form)) if matrix else tensor
     return weights

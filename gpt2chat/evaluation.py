@@ -13,8 +13,11 @@ from gpt2chat.conversation import Conversation, Message, Template, fit_context, 
 from gpt2chat.errors import ConfigError, ContextError
 from gpt2chat.generation import Decoder, stream_answer
 from gpt2chat.model import GPT2
+from gpt2chat.runtime import Runtime, as_runtime
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.tokenizer import Tokenizer
+
+SCORED_TOGETHER = 256  # tokens whose logits are in memory together
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,13 @@ class Reply:
         return self.answer.strip() == self.expected.strip()
 
 
-@torch.inference_mode()
-def text_perplexity(model: GPT2, tokenizer: Tokenizer, text: str, stride: int | None = None) -> Perplexity:
+def text_perplexity(model: GPT2 | Runtime, tokenizer: Tokenizer, text: str, stride: int | None = None) -> Perplexity:
     """Score a text with a sliding window of the whole context that moves by `stride` ids (default: half of it).
 
     An end token before the text gives the first token a context, so every byte of the text is scored once.
     """
-    ids = [tokenizer.end_id, *tokenizer.encode(text)]
-    n_ctx = model.config.n_ctx
+    runtime, ids = as_runtime(model), [tokenizer.end_id, *tokenizer.encode(text)]
+    n_ctx = runtime.config.n_ctx
     if stride is not None and stride < 1:
         raise ConfigError(f"stride: expected a whole number of 1 or more, got {stride!r}")
     stride = min(stride or n_ctx // 2, n_ctx - 1)
@@ -72,41 +74,46 @@ def text_perplexity(model: GPT2, tokenizer: Tokenizer, text: str, stride: int | 
     while scored < len(ids):
         end = min(len(ids), max(scored + stride, n_ctx))
         begin = max(0, end - n_ctx)
-        window = torch.tensor([ids[begin:end]], device=model.device)
-        hidden = model.hidden_states(window[:, :-1])[0, scored - begin - 1 :]  # (N, C): what foretells ids[scored:end]
-        nats += _nats(model, hidden, window[0, scored - begin :])
+        nats += sum(part.sum().item() for part in _losses(runtime, ids[begin:end], scored - begin))
         scored = end
     return Perplexity(nats, len(ids) - 1, len(text.encode("utf-8", "replace")))
 
 
-def _nats(model: GPT2, hidden: torch.Tensor, targets: torch.Tensor) -> float:
-    total = 0.0
-    for part, wanted in zip(hidden.split(256), targets.split(256), strict=True):
-        total += F.cross_entropy(model.logits(part).float(), wanted, reduction="sum").item()
-    return total
+def _losses(runtime: Runtime, ids: Sequence[int], first: int) -> Iterator[torch.Tensor]:
+    """Yield the losses in nats of ids[first:], each foretold from all before it, some at a time."""
+    cache = runtime.new_cache()
+    if first > 1:
+        runtime.forward(ids[: first - 1], cache)
+    for begin in range(first - 1, len(ids) - 1, SCORED_TOGETHER):
+        part = ids[begin : min(begin + SCORED_TOGETHER, len(ids) - 1)]
+        logits = runtime.forward(part, cache, len(part))
+        targets = torch.tensor(ids[begin + 1 : begin + 1 + len(part)], device=logits.device)
+        yield F.cross_entropy(logits, targets, reduction="none").double()
 
 
-@torch.inference_mode()
 def answer_perplexity(
-    model: GPT2, tokenizer: Tokenizer, template: Template, conversations: Sequence[Conversation]
+    model: GPT2 | Runtime, tokenizer: Tokenizer, template: Template, conversations: Sequence[Conversation]
 ) -> Perplexity:
     """Score the answers (and their end tokens) given what comes before; raises ContextError when one does not fit."""
-    nats, tokens, size = 0.0, 0, 0
+    runtime, nats, tokens, size = as_runtime(model), 0.0, 0, 0
+    n_ctx = runtime.config.n_ctx
     for conversation in conversations:
         example = render(conversation, template, tokenizer)
-        if len(example.ids) > model.config.n_ctx:
-            raise ContextError(f"conversation: expected at most {model.config.n_ctx} tokens, got {len(example.ids)}")
-        ids = torch.tensor([example.ids], device=model.device)
-        wanted = torch.tensor(example.loss_mask[1 : ids.size(1)], dtype=torch.bool, device=model.device)
-        hidden = model.hidden_states(ids)[0, :-1][wanted]
-        nats += _nats(model, hidden, ids[0, 1:][wanted])
+        if len(example.ids) > n_ctx:
+            raise ContextError(f"conversation: expected at most {n_ctx} tokens, got {len(example.ids)}")
+        wanted = torch.tensor(example.loss_mask[: len(example.ids)], dtype=torch.bool)
+        wanted[0] = False  # nothing foretells the first
+        if wanted.any():
+            first = int(wanted.nonzero()[0])
+            losses = torch.cat(list(_losses(runtime, example.ids, first)))
+            nats += losses[wanted[first:].to(losses.device)].sum().item()
         tokens += int(wanted.sum())
         size += sum(len(m.content.encode("utf-8", "replace")) for m in conversation if m.role == "assistant")
     return Perplexity(nats, tokens, size)
 
 
 def replies(
-    model: GPT2,
+    model: GPT2 | Runtime,
     tokenizer: Tokenizer,
     template: Template,
     conversations: Sequence[Conversation],
@@ -123,7 +130,7 @@ def replies(
 
 
 def replies_in_a_row(
-    model: GPT2, tokenizer: Tokenizer, template: Template, conversations: Sequence[Conversation], length: int
+    model: GPT2 | Runtime, tokenizer: Tokenizer, template: Template, conversations: Sequence[Conversation], length: int
 ) -> Iterator[Reply]:
     """Ask the last question of each conversation, all in one chat that remembers up to `length` tokens.
 
@@ -133,7 +140,7 @@ def replies_in_a_row(
     for *_, question, answer in conversations:
         said.append(question)
         try:
-            said, _ = fit_context([], said, template, tokenizer, length, model.config.n_ctx)
+            said, _ = fit_context([], said, template, tokenizer, length, decoder.runtime.config.n_ctx)
         except ContextError:  # which a chat would say
             yield Reply(said.pop().content, answer.content, "", stopped=False)
             continue

@@ -10,7 +10,7 @@ from gpt2chat.conversation import Conversation, Template, render_prompt
 from gpt2chat.drafts import Draft, Pace
 from gpt2chat.errors import ContextError
 from gpt2chat.model import GPT2
-from gpt2chat.runtime import Runtime, TorchRuntime
+from gpt2chat.runtime import Runtime, as_runtime
 from gpt2chat.sampling import GenerationConfig, Sampler
 from gpt2chat.tokenizer import StreamDecoder, Tokenizer
 
@@ -28,7 +28,7 @@ class Decoder:
     """
 
     def __init__(self, model: GPT2 | Runtime, draft: Draft | None = None) -> None:
-        self.runtime = TorchRuntime(model) if isinstance(model, GPT2) else model
+        self.runtime = as_runtime(model)
         self.cache = self.runtime.new_cache()
         self.ids: list[int] = []
         self.finish_reason: str | None = None

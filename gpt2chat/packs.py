@@ -51,19 +51,20 @@ class Pack:
         return parts | self.vectors
 
 
-def build(loaded: Checkpoint, form: str) -> Pack:
-    """Make a pack of a checkpoint, one matrix at a time."""
+def build(loaded: Checkpoint, form: str, made: Mapping[str, Panels] | None = None) -> Pack:
+    """Make a pack of a checkpoint, one matrix at a time; those that were `made` already are taken as they are."""
     entries = entries_of(loaded.weights)
     matrices = {name for name, entry in entries.items() if len(entry.shape) == 2 and name != "wpe.weight"}
     arena = Arena(sum(_room(name, entry, form, name in matrices) for name, entry in entries.items()))
     panels, vectors = {}, {}
     for name, entry in entries.items():
-        tensor = make(entry, torch.float32, mapped=loaded.mapped)
+        done = made.get(name) if made else None
+        tensor = torch.empty(0) if done else make(entry, torch.float32, mapped=loaded.mapped)
         if name in matrices:
-            parts = pack(tensor, form_for(name, form)).tensors()
+            parts = (done or pack(tensor, form_for(name, form))).tensors()
             panels[name] = Panels(**{part: _placed(arena, t) for part, t in parts.items()})
         else:
-            vectors[name] = _placed(arena, _padded_vector(name, tensor))
+            vectors[name] = _placed(arena, _padded_vector(tensor))
     return Pack(form, panels, vectors)
 
 
@@ -71,7 +72,7 @@ def _room(name: str, entry: Entry, form: str, matrix: bool) -> int:
     return packed_size(entry.shape, form_for(name, form)) if matrix else 4 * entry.shape.numel() + 4 * LANES + 64
 
 
-def _padded_vector(name: str, tensor: Tensor) -> Tensor:
+def _padded_vector(tensor: Tensor) -> Tensor:
     """Pad a bias to whole panels."""
     return torch.nn.functional.pad(tensor, (0, -len(tensor) % LANES)) if tensor.dim() == 1 else tensor
 

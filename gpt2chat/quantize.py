@@ -59,6 +59,32 @@ def int4_groups(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return (groups / scale).round().clamp(-8, 7).flatten(1).to(torch.int8), scale.squeeze(-1)
 
 
+def int4_compensated(matrix: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Round as `int4_groups` does, but let the columns to the right make up for the error of each (GPTQ).
+
+    `matrix` is padded; `moments` (columns, columns) are the summed products of its inputs.
+    """
+    matrix, columns = matrix.float().clone(), matrix.size(1)
+    moments = moments.clone()
+    diagonal = moments.diagonal()
+    diagonal += 0.01 * diagonal.mean() + 1e-8  # damping, as in the paper; inputs that are always zero count little
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    numbers, scales = torch.empty_like(matrix, dtype=torch.int8), []
+    for begin in range(0, columns, GROUP):
+        group = matrix[:, begin : begin + GROUP]
+        scale, errors = int4_scales(group)[:, 0], torch.empty_like(group)
+        for column in range(GROUP):
+            at = begin + column
+            rounded = (group[:, column] / scale).round().clamp(-8, 7)
+            errors[:, column] = (group[:, column] - rounded * scale) / factor[at, at]
+            group[:, column:] -= errors[:, column, None] * factor[at, at : begin + GROUP]
+            numbers[:, at] = rounded.to(torch.int8)
+        matrix[:, begin + GROUP :] -= errors @ factor[begin : begin + GROUP, begin + GROUP :]
+        scales.append(scale)
+    return numbers, torch.stack(scales, dim=1)
+
+
 def padded(matrix: Tensor) -> Tensor:
     """Add rows of zeros up to a multiple of LANES and columns up to a multiple of ALIGN."""
     return F.pad(matrix, (0, -matrix.size(1) % ALIGN, 0, -matrix.size(0) % LANES))

@@ -51,10 +51,13 @@ class Runtime(Protocol):
 class TorchRuntime:
     """The network through torch's operators."""
 
-    def __init__(self, model: GPT2) -> None:
+    def __init__(self, model: GPT2, form: str | None = None) -> None:
+        """Take a network; `form` is what its weights were rounded to before, if they were."""
         self.model, self.config, self.device = model, model.config, model.device
-        self.form = str(model.dtype).removeprefix("torch.")
-        self.description = f"{self.form}, torch on {model.device.type}"
+        dtype = str(model.dtype).removeprefix("torch.")
+        self.form = form or dtype
+        kept = "" if self.form == dtype else f" kept in {dtype}"
+        self.description = f"{self.form}{kept}, torch on {model.device.type}"
 
     def new_cache(self) -> KVCache:
         """Return an empty cache for one stream."""
@@ -66,6 +69,11 @@ class TorchRuntime:
         batch = torch.tensor([list(ids)], device=self.device)  # (1, T)
         hidden = self.model.hidden_states(batch, cache)  # type: ignore[arg-type]
         return self.model.logits(hidden[0, hidden.size(1) - wanted :]).float()
+
+
+def as_runtime(model: GPT2 | Runtime) -> Runtime:
+    """Return what runs a network; one that already is a runtime is returned as it is."""
+    return TorchRuntime(model) if isinstance(model, GPT2) else model
 
 
 class Arena:

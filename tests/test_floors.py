@@ -15,7 +15,7 @@ FLOORS = (
     {"conversation", "kernels", "sampling", "loss", "weights"},
     {"likeness", "records", "runtime"},
     {"checkpoint", "data", "drafts", "formats", "mending"},
-    {"checking", "generation", "packs", "pretrained", "training"},
+    {"calibration", "checking", "generation", "packs", "pretrained", "training"},
     {"decoding", "estimate", "evaluation", "run", "summary"},
     {"chatbot"},
     {"cli"},
