@@ -53,6 +53,7 @@ class Reply:
     expected: str
     answer: str
     stopped: bool
+    tokens: int = 0  # of the answer
 
     @property
     def exact(self) -> bool:
@@ -162,4 +163,4 @@ def _reply(
     text = "".join(stream_answer(decoder, asked, template, tokenizer, config))
     reason = decoder.finish_reason
     stopped = reason == "stop" or (reason is None and not template.trainable)
-    return Reply(asked[-1].content, expected, text, stopped)
+    return Reply(asked[-1].content, expected, text, stopped, len(decoder.ids) - decoder.prompt_tokens)

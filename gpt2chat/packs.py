@@ -104,13 +104,8 @@ def places(path: Path, form: str, beside: bool) -> Iterator[Path]:
 def save(pack: Pack, loaded: Checkpoint, source: str, path: Path) -> None:
     """Write a pack; raises CheckpointError when it cannot be written."""
     tensors = {name: tensor.clone() for name, tensor in pack.tensors().items()}
-    about = {
-        "version": VERSION,
-        "form": pack.form,
-        "source": source,
-        "checksum": str(_checksum(tensors)),
-        "checkpoint": json.dumps(_to_plain(loaded)),
-    }
+    about = {"version": VERSION, "form": pack.form, "source": source, "checkpoint": json.dumps(_to_plain(loaded))}
+    about["checksum"] = str(_checksum(tensors, about["checkpoint"]))
     with atomic_writer(path) as file:
         file.write(safetensors.torch.save(tensors, metadata=about))
 
@@ -129,15 +124,15 @@ def load(path: Path, source: str, form: str) -> tuple[Checkpoint, Pack] | None:
                 mapped = file.get_tensor(name)
                 tensors[name] = _placed(arena, mapped)
                 forget_pages(mapped)
-        if str(_checksum(tensors)) != about["checksum"]:
+        if str(_checksum(tensors, about["checkpoint"])) != about["checksum"]:
             return None
         return _from_plain(json.loads(about["checkpoint"])), _from_tensors(form, tensors)
     except (OSError, SafetensorError, GPT2ChatError, ValueError, KeyError, TypeError):
         return None
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    checksum = 0
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> int:
+    checksum = zlib.crc32(text.encode())
     for name in sorted(tensors):
         numbers = tensors[name].flatten().view(torch.uint8)
         checksum = zlib.crc32(numbers.numpy().data, zlib.crc32(name.encode(), checksum))

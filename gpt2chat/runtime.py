@@ -173,6 +173,12 @@ class NativeRuntime:
         cache.length = past + len(ids)
         return logits[:wanted, : self.config.vocab_size]
 
+    def weight_bytes(self) -> int:
+        """Return the bytes of weights that each token reads."""
+        tied = self.config.tie_word_embeddings
+        read = [panels for name, panels in self._panels.items() if tied or name != "wte.weight"]
+        return sum(tensor.nbytes for panels in read for tensor in panels.tensors().values())
+
     def _room(self, rows: int, wanted: int, context: int) -> Tensor:
         """Make the memory of a pass larger where it has to be; return that of the logits."""
         if rows > self._rows:

@@ -17,7 +17,7 @@ FLOORS = (
     {"checkpoint", "data", "drafts", "formats", "mending"},
     {"calibration", "checking", "generation", "packs", "pretrained", "training"},
     {"decoding", "estimate", "evaluation", "run", "summary"},
-    {"chatbot"},
+    {"benchmark", "chatbot"},
     {"cli"},
     {"__main__"},
 )

@@ -6,6 +6,7 @@ import gc
 
 import click
 
+from gpt2chat.cli.bench import bench_command
 from gpt2chat.cli.chat import chat_command
 from gpt2chat.cli.data import data_command
 from gpt2chat.cli.evaluate import evaluate_command
@@ -28,5 +29,5 @@ def main() -> None:
     gc.set_threshold(50_000)  # records come and go by the million, none in cycles: a tenth of the time less
 
 
-for command in (train_command, chat_command, evaluate_command, inspect_command, data_command):
+for command in (train_command, chat_command, evaluate_command, inspect_command, data_command, bench_command):
     main.add_command(command)

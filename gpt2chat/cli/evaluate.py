@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from gpt2chat.cli.terminal import SETTINGS, reports_errors, say
 if TYPE_CHECKING:
     from gpt2chat.checkpoint import Checkpoint
     from gpt2chat.conversation import Message
-    from gpt2chat.model import GPT2
+    from gpt2chat.runtime import Runtime
 
 IN_A_ROW = 200  # so many questions are also asked in one conversation
 FILE = click.Path(path_type=Path)
@@ -31,38 +32,58 @@ FILE = click.Path(path_type=Path)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--show", type=click.IntRange(0), default=3, help="Print so many wrong answers.")
 @device_options("float32")
+@click.option("--quantize", default="none", help="int8 or int4: also say what rounding the weights changes.")
 @reports_errors
 def evaluate_command(
     checkpoint: str, conversation_file: tuple[Path, ...], text_file: tuple[Path, ...], **o: Any
 ) -> None:
     """Measure CHECKPOINT (a .pt file or a model's name): perplexity on text, exact answers on pairs.
 
-    Answers are greedy. Perplexity is per token and per UTF-8 byte, with a sliding window of the whole context.
+    Answers are greedy. Perplexity is per token and per UTF-8 byte, with a sliding window of the whole context. With
+    --quantize (or --dtype bfloat16) its change against float32 is given, and the tokens per second of the answers.
 
     \b
     Examples:
       gpt2chat eval trained_model.pt --conversation_file data/conversations.json
-      gpt2chat eval demo --text_file data/guide.txt --json
+      gpt2chat eval demo --text_file data/guide.txt --quantize int8
     """
     from gpt2chat import pretrained
+    from gpt2chat.decoding import choose, runtime_of
     from gpt2chat.errors import ConfigError
-    from gpt2chat.hardware import pick_device, pick_dtype
 
     if not conversation_file and not text_file:
         raise ConfigError("eval: expected --conversation_file or --text_file, got neither")
     loaded = pretrained.load(checkpoint)
-    device = pick_device(o["device"])
-    model = loaded.build_model(pick_dtype(o["dtype"], device), device)
-    result: dict[str, Any] = {"checkpoint": checkpoint}
+    choice = choose(o["device"], o["dtype"], o["quantize"], lambda line: say(f"note: {line}"))
+    runtime = runtime_of(loaded, choice)
+    result: dict[str, Any] = {"checkpoint": checkpoint, "runtime": runtime.description}
     if text_file:
-        result["text"] = _text(model, text_file, o["encoding"])
+        result["text"] = _text(runtime, text_file, o["encoding"])
     if conversation_file:
         conversations = _read(conversation_file, loaded, **o)
-        result["conversations"] = _conversations(model, loaded, conversations, o["show"])
+        result["conversations"] = _conversations(runtime, loaded, conversations, o["show"])
+    if choice.form != "float32":
+        exact = runtime_of(loaded, choose(o["device"], "float32", "none"))
+        if text_file:
+            _compare(result["text"], _text(exact, text_file, o["encoding"]))
+        if conversation_file:
+            _compare(result["conversations"]["answers"], _answers(exact, loaded, conversations))
     click.echo(json.dumps(result) if o["as_json"] else _table(result))
 
 
-def _text(model: Any, files: tuple[Path, ...], encoding: str | None) -> dict[str, float]:
+def _compare(found: dict[str, float], exact: dict[str, float]) -> None:
+    """Add how much more perplexity there is than in float32."""
+    found["change"] = round(found["perplexity_per_token"] / exact["perplexity_per_token"] - 1, 6)
+
+
+def _answers(runtime: Runtime, loaded: Checkpoint, conversations: list[tuple[Message, ...]]) -> dict[str, float]:
+    from gpt2chat.evaluation import answer_perplexity
+    from gpt2chat.tokenizer import Tokenizer
+
+    return answer_perplexity(runtime, Tokenizer.gpt2(), loaded.template, conversations).to_dict()
+
+
+def _text(runtime: Runtime, files: tuple[Path, ...], encoding: str | None) -> dict[str, float]:
     from gpt2chat.errors import DataError
     from gpt2chat.evaluation import Perplexity, text_perplexity
     from gpt2chat.records import Report
@@ -73,34 +94,36 @@ def _text(model: Any, files: tuple[Path, ...], encoding: str | None) -> dict[str
     for name, text in texts.items():
         if not text.strip():
             raise DataError(f"{name}: expected text, found none")
-    parts = [text_perplexity(model, tokenizer, text) for text in texts.values()]
+    parts = [text_perplexity(runtime, tokenizer, text) for text in texts.values()]
     total = Perplexity(sum(p.nats for p in parts), sum(p.tokens for p in parts), sum(p.bytes for p in parts))
     return total.to_dict()
 
 
 def _conversations(
-    model: GPT2, loaded: Checkpoint, conversations: list[tuple[Message, ...]], show: int
+    runtime: Runtime, loaded: Checkpoint, conversations: list[tuple[Message, ...]], show: int
 ) -> dict[str, Any]:
     from tqdm import tqdm
 
-    from gpt2chat.evaluation import answer_perplexity, replies, replies_in_a_row
+    from gpt2chat.evaluation import replies, replies_in_a_row
     from gpt2chat.tokenizer import Tokenizer
 
     tokenizer, template, n_ctx = Tokenizer.gpt2(), loaded.template, loaded.config.n_ctx
-    answers = replies(model, tokenizer, template, conversations)
+    answers, began = replies(runtime, tokenizer, template, conversations), time.perf_counter()
     found = list(tqdm(answers, total=len(conversations), desc="answers", unit="q", disable=None, leave=False))
+    seconds = time.perf_counter() - began
     wrong = [reply for reply in found if not reply.exact]
     for reply in wrong[:show]:
         say(f"asked {reply.question!r}, expected {reply.expected!r}, got {reply.answer!r}")
     asked = random.Random(0).sample(conversations, min(IN_A_ROW, len(conversations)))
-    rows = replies_in_a_row(model, tokenizer, template, asked, loaded.trained_length or n_ctx)
+    rows = replies_in_a_row(runtime, tokenizer, template, asked, loaded.trained_length or n_ctx)
     later = list(tqdm(rows, total=len(asked), desc="in a row", unit="q", disable=None, leave=False))
     return {
         "pairs": len(found),
         "exact": round(1 - len(wrong) / len(found), 4),
         "stopped": round(sum(reply.stopped for reply in found) / len(found), 4),
         "in_a_row": {"pairs": len(later), "exact": round(sum(reply.exact for reply in later) / len(later), 4)},
-        "answers": answer_perplexity(model, tokenizer, template, conversations).to_dict(),
+        "answers": _answers(runtime, loaded, conversations),
+        "tokens_per_second": round(sum(reply.tokens for reply in found) / seconds, 1),
     }
 
 
@@ -127,7 +150,7 @@ def _read(files: tuple[Path, ...], loaded: Checkpoint, **o: Any) -> list[tuple[M
 
 
 def _table(result: dict[str, Any]) -> str:
-    lines = [result["checkpoint"]]
+    lines = [f"{result['checkpoint']}: {result['runtime']}"]
     if text := result.get("text"):
         lines.append(f"  text      {text['tokens']} tokens, {_perplexity(text)}")
     if pairs := result.get("conversations"):
@@ -135,9 +158,12 @@ def _table(result: dict[str, Any]) -> str:
         lines.append(f"  exact     {pairs['exact']:.1%} of {pairs['pairs']} greedy answers equal the taught ones")
         row = pairs["in_a_row"]
         lines.append(f"  in a row  {row['exact']:.1%} of {row['pairs']} asked one after the other in one conversation")
+        lines.append(f"  speed     {pairs['tokens_per_second']:.0f} tokens per second, questions included")
         lines.append(f"  stopped   {pairs['stopped']:.1%} ended by themselves")
     return "\n".join(lines)
 
 
 def _perplexity(figures: dict[str, float]) -> str:
-    return f"perplexity {figures['perplexity_per_token']:.2f} per token, {figures['perplexity_per_byte']:.3f} per byte"
+    change = f", {figures['change']:+.2%} against float32" if "change" in figures else ""
+    each = f"{figures['perplexity_per_token']:.2f} per token, {figures['perplexity_per_byte']:.3f} per byte"
+    return f"perplexity {each}{change}"

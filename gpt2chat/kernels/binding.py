@@ -68,12 +68,18 @@ class Kernel:
         library.gpt2_forward.restype = None
         pointers = (c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_void_p)
         library.gpt2_forward.argtypes = (*pointers, c_int, c_void_p, c_int, c_void_p, c_void_p, c_int)
+        library.gpt2_read.restype = c_int64
+        library.gpt2_read.argtypes = (c_void_p, c_int64, c_int)
         self._library = library
         self.instructions: str = (library.gpt2_instructions() or b"").decode()
 
     def scratch(self, model: Model, rows: int, context: int, threads: int) -> int:
         """Return the bytes of memory that `forward` works in."""
         return int(self._library.gpt2_scratch(byref(model), rows, context, threads))
+
+    def read(self, memory: int, size: int, threads: int) -> int:
+        """Read `size` bytes at an address as fast as the decoder could; return their sum."""
+        return int(self._library.gpt2_read(memory, size, threads))
 
     def forward(
         self,

@@ -1,0 +1,142 @@
+"""How fast a model answers on this machine, and how near that is to what its memory allows."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+
+from gpt2chat.errors import ConfigError
+from gpt2chat.generation import Decoder
+from gpt2chat.hardware import peak_bytes
+from gpt2chat.kernels import KernelUnavailable, kernel
+from gpt2chat.model import parameter_count
+from gpt2chat.runtime import Arena, NativeRuntime, Runtime, TorchRuntime
+from gpt2chat.sampling import GenerationConfig
+
+MODES = {"float32": "fp32", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line of figures; speeds are medians in tokens per second, times in seconds.
+
+    `limit_tok_s` is what decoding could reach if reading every weight once per token, as fast as this machine reads so
+    much memory, were all it did; `of_limit` is the share of it that was reached.
+    """
+
+    bench: str
+    model: str
+    size: str
+    mode: str
+    runtime: str
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+    decode_tok_s: float
+    prefill_tok_s: float
+    first_token_s: float
+    load_s: float
+    rss_mb: int
+    read_gb_s: float
+    limit_tok_s: float
+    of_limit: float
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the figures for JSON."""
+        return asdict(self)
+
+
+def measure(
+    bench: str,
+    model: str,
+    runtime: Runtime,
+    prompt_tokens: int,
+    new_tokens: int,
+    repeat: int,
+    began: float,
+    load_s: float,
+) -> Measurement:
+    """Decode greedily behind random prompts of `prompt_tokens`, `repeat` times.
+
+    `began` is when the program started on time.perf_counter's clock. Raises ConfigError for what does not fit.
+    """
+    config = runtime.config
+    if prompt_tokens + new_tokens > config.n_ctx:
+        raise ConfigError(f"bench: expected at most {config.n_ctx} tokens, got {prompt_tokens} + {new_tokens}")
+    rng, decoder = random.Random(0), Decoder(runtime)
+    prompts = [[rng.randrange(config.vocab_size) for _ in range(prompt_tokens)] for _ in range(repeat + 1)]
+    _seconds(decoder, prompts[-1], 1)
+    first_token_s = time.perf_counter() - began
+    firsts = [_seconds(decoder, prompt, 1) for prompt in prompts[:repeat]]
+    wholes = [_seconds(decoder, prompt, new_tokens) for prompt in prompts[:repeat]] if new_tokens > 1 else [0.0]
+    first, whole, rss = statistics.median(firsts), statistics.median(wholes), peak_bytes(runtime.device)
+    decoded = (new_tokens - 1) / (whole - first) if new_tokens > 1 else 0.0
+    read = read_speed(runtime)
+    limit = read / weight_bytes(runtime)
+    return Measurement(
+        bench=bench,
+        model=model,
+        size=f"{parameter_count(config) / 1e6:.0f}M",
+        mode=MODES.get(runtime.form, runtime.form),
+        runtime=runtime.description,
+        batch=1,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        decode_tok_s=round(decoded, 1),
+        prefill_tok_s=round(prompt_tokens / first, 1),
+        first_token_s=round(first_token_s, 3),
+        load_s=round(load_s, 3),
+        rss_mb=rss >> 20,
+        read_gb_s=round(read / 1e9, 1),
+        limit_tok_s=round(limit, 1),
+        of_limit=round(decoded / limit, 3),
+    )
+
+
+def _seconds(decoder: Decoder, prompt: list[int], new_tokens: int) -> float:
+    """Return how long an answer takes from an empty cache."""
+    decoder.cache.truncate(0)
+    began = time.perf_counter()
+    for _ in decoder.generate(prompt, GenerationConfig(temperature=0, max_new_tokens=new_tokens), ()):
+        pass
+    return time.perf_counter() - began
+
+
+def weight_bytes(runtime: Runtime) -> int:
+    """Return the bytes of weights that each token reads: all but the embeddings of other positions and tokens."""
+    if isinstance(runtime, NativeRuntime):
+        return runtime.weight_bytes()
+    if not isinstance(runtime, TorchRuntime):
+        raise TypeError(f"unknown runtime {type(runtime).__name__}")
+    model = runtime.model
+    every = sum(parameter.nbytes for parameter in model.parameters())
+    return every - model.wpe.weight.nbytes - (0 if runtime.config.tie_word_embeddings else model.wte.weight.nbytes)
+
+
+def read_speed(runtime: Runtime) -> float:
+    """Return how many bytes per second this machine reads of a memory as large as the weights, with all threads."""
+    size = weight_bytes(runtime)
+    if runtime.device.type != "cpu":
+        numbers = torch.ones(size // 4, device=runtime.device)
+        return size / _typical(lambda: float(numbers.sum()))
+    memory = Arena(size).take((size // 8,), torch.int64).zero_()
+    try:
+        native = kernel()
+    except KernelUnavailable:
+        return size / _typical(lambda: int(memory.sum()))
+    return size / _typical(lambda: native.read(memory.data_ptr(), memory.nbytes, torch.get_num_threads()))
+
+
+def _typical(read: Callable[[], object]) -> float:
+    """Return the median seconds of several runs after one that warms up."""
+    seconds = []
+    for _ in range(10):
+        began = time.perf_counter()
+        read()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])
