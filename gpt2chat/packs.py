@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -34,7 +33,8 @@ from gpt2chat.weights import Entry, entries_of, make
 
 VERSION = "1"
 KEPT = ("int8", "int4")  # forms that are worth a file: the others are as fast to make as to read
-PARTS = ("weight", "scale", "sum")
+# names of number types in the header of a safetensors file
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8", torch.uint8: "U8", torch.int32: "I32"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ def build(loaded: Checkpoint, form: str, made: Mapping[str, Panels] | None = Non
             panels[name] = Panels(**{part: _placed(arena, t) for part, t in parts.items()})
         else:
             vectors[name] = _placed(arena, _padded_vector(tensor))
+        if loaded.mapped and isinstance(entry, Tensor):
+            forget_pages(entry)
     return Pack(form, panels, vectors)
 
 
@@ -103,11 +105,25 @@ def places(path: Path, form: str, beside: bool) -> Iterator[Path]:
 
 def save(pack: Pack, loaded: Checkpoint, source: str, path: Path) -> None:
     """Write a pack; raises CheckpointError when it cannot be written."""
-    tensors = {name: tensor.clone() for name, tensor in pack.tensors().items()}
+    tensors = pack.tensors()
     about = {"version": VERSION, "form": pack.form, "source": source, "checkpoint": json.dumps(_to_plain(loaded))}
     about["checksum"] = str(_checksum(tensors, about["checkpoint"]))
     with atomic_writer(path) as file:
-        file.write(safetensors.torch.save(tensors, metadata=about))
+        _write(file, tensors, about)
+
+
+def _write(file: Any, tensors: Mapping[str, Tensor], about: dict[str, str]) -> None:
+    """Write a safetensors file straight from memory; the library's own writer copies all tensors twice."""
+    header: dict[str, Any] = {"__metadata__": about}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 64)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        file.write(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 def load(path: Path, source: str, form: str) -> tuple[Checkpoint, Pack] | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 FORMS = ("float32", "bfloat16", "int8", "int4")
 GROUP = 32  # inputs that share a scale in int4
 LANES, ALIGN = 16, 64  # outputs of a panel; inputs are padded to a multiple of ALIGN
+TOGETHER = 4096  # rows that are rounded at once, so that a large matrix is not copied several times
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,14 @@ class Panels:
 
 
 def int8_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Round to int8 (rows, columns) with one scale per row (rows, 1)."""
-    matrix = matrix.float()
-    scale = (matrix.abs().amax(dim=1, keepdim=True) / 127).clamp_min(1e-12)
-    return (matrix / scale).round().to(torch.int8), scale
+    """Round to int8 (rows, columns) with one scale per row (rows, 1), a few rows at a time."""
+    rounded = torch.empty(matrix.shape, dtype=torch.int8)
+    scales = torch.empty(matrix.size(0), 1)
+    for rows, scale, part in zip(rounded.split(TOGETHER), scales.split(TOGETHER), matrix.split(TOGETHER), strict=True):
+        part = part.float()
+        scale.copy_((part.abs().amax(dim=1, keepdim=True) / 127).clamp_min(1e-12))
+        rows.copy_((part / scale).round())
+    return rounded, scales
 
 
 def int4_scales(groups: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def test_a_damaged_pack_is_made_again(tiny_checkpoint: Path, place: int) -> None
     for content in (bytes(damaged), whole[: len(whole) // 2], b"", b"another program's file"):
         pack.write_bytes(content)
         assert torch.equal(opened(tiny_checkpoint)[1], expected)
-        assert pack.read_bytes() == whole
+        assert packs.load(pack, packs.identity(tiny_checkpoint) or "", "int8") is not None
 
 
 def test_a_folder_that_cannot_be_written_sends_the_pack_to_the_cache(
