@@ -5,7 +5,9 @@ Both turn ids and a cache into logits, so that the rest of the house does not as
 
 from __future__ import annotations
 
+import math
 import mmap
+import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -110,6 +112,47 @@ class NativeCache:
         self.length = min(self.length, length)
 
 
+class Team:
+    """How many threads compute: all of them, or fewer for a while when other programs keep the processors busy.
+
+    Threads wait for each other several times per layer, so that one without a processor holds up all: with both
+    processors busy, one thread of two is three times as fast. What is computed does not depend on the number.
+    """
+
+    SLOW, LIMIT, REST, LONGEST = 3.0, 6, 32, 1024
+
+    def __init__(self, threads: int) -> None:
+        self.all = threads
+        self._halved, self._left, self._rest = 0, 0, self.REST
+        self._fastest, self._slow, self._tokens = math.inf, 0, 0
+
+    @property
+    def count(self) -> int:
+        """How many threads to use now."""
+        return max(1, self.all >> self._halved)
+
+    def note(self, seconds: float) -> None:
+        """Learn from the time that one token took."""
+        effort = seconds * self.count / self.all  # what all threads would need if none waited
+        self._fastest = min(self._fastest, effort)
+        if self._left:
+            self._left -= 1
+            self._halved -= self._left == 0
+            return
+        self._tokens += 1
+        self._slow = max(0, self._slow + (2 if effort > self.SLOW * self._fastest else -1))
+        if self.count == 1:
+            return
+        if self._tokens == 2:  # a look at what half of them can do: all may have been slow from the start
+            self._halved, self._left = self._halved + 1, 1
+        elif self._slow >= self.LIMIT:
+            self._halved, self._left = self._halved + 1, self._rest
+            self._rest = min(self.LONGEST, 2 * self._rest)
+            self._slow = self.LIMIT - 2  # one more slow token is enough the next time
+        elif self._slow == 0:
+            self._rest = self.REST
+
+
 class NativeRuntime:
     """The network through the native decoder.
 
@@ -129,7 +172,7 @@ class NativeRuntime:
         self.config, self.form, self.device = config, form, torch.device("cpu")
         self.description = f"{form}, native ({kernel.instructions})"
         self._kernel, self._panels, self._vectors, self._cache_dtype = kernel, panels, vectors, cache_dtype
-        self._threads = torch.get_num_threads()
+        self.team = Team(torch.get_num_threads())
         self._model = self._build()
         self._scratch, self._rows = torch.empty(0, dtype=torch.uint8), 0
         self._logits = torch.empty(0)
@@ -152,7 +195,7 @@ class NativeRuntime:
         if not 0 <= min(ids) <= max(ids) < self.config.vocab_size:
             raise IndexError(f"ids: expected 0 to {self.config.vocab_size - 1}, got {min(ids)} to {max(ids)}")
         logits = self._room(min(len(ids), ROWS), wanted, cache.room)
-        done = 0
+        done, began = 0, time.perf_counter()
         for start in range(0, len(ids), ROWS):
             part = ids[start : start + ROWS]
             first = max(0, len(ids) - wanted - start)  # of this part whose logits are wanted
@@ -167,10 +210,12 @@ class NativeRuntime:
                 asked,
                 logits[done:].data_ptr(),
                 self._scratch.data_ptr(),
-                self._threads,
+                self.team.count,
             )
             done += len(asked)
         cache.length = past + len(ids)
+        if len(ids) == 1:
+            self.team.note(time.perf_counter() - began)
         return logits[:wanted, : self.config.vocab_size]
 
     def weight_bytes(self) -> int:
@@ -182,7 +227,7 @@ class NativeRuntime:
     def _room(self, rows: int, wanted: int, context: int) -> Tensor:
         """Make the memory of a pass larger where it has to be; return that of the logits."""
         if rows > self._rows:
-            size = self._kernel.scratch(self._model, rows, context, self._threads)
+            size = self._kernel.scratch(self._model, rows, context, self.team.all)
             self._scratch, self._rows = torch.empty(size, dtype=torch.uint8), rows
         if wanted > len(self._logits):
             self._logits = torch.empty(wanted, -(-self.config.vocab_size // LANES) * LANES)

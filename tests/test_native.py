@@ -22,7 +22,7 @@ from gpt2chat.errors import ContextError
 from gpt2chat.kernels.binding import Kernel
 from gpt2chat.model import GPT2, GPT2Config
 from gpt2chat.quantize import FORMS, form_for, int4_groups, int8_rows, pack, rounded, unpack
-from gpt2chat.runtime import NativeRuntime, TorchRuntime
+from gpt2chat.runtime import NativeRuntime, Team, TorchRuntime
 
 # 3 layers of odd sizes: a width that is no multiple of 64, heads of 16 and 48, a vocabulary that ends within a panel
 SHAPES = {
@@ -110,7 +110,7 @@ def test_an_answer_does_not_depend_on_the_number_of_threads(native: Kernel, form
     ids = ids_for(ours.config, 90)
     answers = []
     for threads in (1, 2, 3):
-        ours._threads, ours._rows = threads, 0
+        ours.team, ours._rows = Team(threads), 0
         answers.append(in_pieces(ours, ids, [70, 1, 1, 8, 10]))
     assert torch.equal(answers[0], answers[1])
     assert torch.equal(answers[0], answers[2])
@@ -147,6 +147,45 @@ def test_shapes_that_the_native_decoder_does_not_know_go_through_torch(native: K
     odd = GPT2Config(n_layer=1, n_head=3, n_embd=36, n_ctx=32, vocab_size=100)
     loaded = Checkpoint(odd, GPT2(odd).init_weights(0).state_dict(), TEMPLATES["chat"])
     assert isinstance(runtime_of(loaded, choose("cpu")), TorchRuntime)
+
+
+def test_a_busy_machine_gets_fewer_threads_for_a_while() -> None:
+    team = Team(4)
+    seen = []
+    for _ in range(50):
+        seen.append(team.count)
+        team.note(0.04 / team.count)
+    assert seen == [4, 4, 2, *[4] * 47]  # one look at what half of them can do
+    for _ in range(3):
+        team.note(0.2)
+    assert team.count == 2
+    for _ in range(Team.REST):
+        assert team.count == 2
+        team.note(0.02)
+    assert team.count == 4
+    team.note(0.2)  # still busy
+    assert team.count == 2
+    for _ in range(2 * Team.REST):
+        team.note(0.02)
+    for _ in range(20):
+        team.note(0.01)
+        assert team.count == 4
+    team.note(0.2)  # once is chance
+    assert team.count == 4
+
+
+def test_a_machine_that_was_busy_from_the_start_is_seen() -> None:
+    team = Team(2)
+    for seconds in (0.2, 0.2, 0.02, 0.2, 0.2, 0.2):
+        team.note(seconds)
+    assert team.count == 1
+
+
+def test_a_single_thread_stays() -> None:
+    team = Team(1)
+    for seconds in (0.01, 0.5, 0.5, 0.5, 0.5, 0.5):
+        team.note(seconds)
+    assert team.count == 1
 
 
 # -- panels ------------------------------------------------------------------------------------------------------------
