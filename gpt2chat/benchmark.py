@@ -34,7 +34,6 @@ class Measurement:
     size: str
     mode: str
     runtime: str
-    batch: int
     prompt_tokens: int
     new_tokens: int
     decode_tok_s: float
@@ -45,6 +44,7 @@ class Measurement:
     read_gb_s: float
     limit_tok_s: float
     of_limit: float
+    batch: int = 1
 
     def to_dict(self) -> dict[str, object]:
         """Return the figures for JSON."""
@@ -70,13 +70,10 @@ def measure(
         raise ConfigError(f"bench: expected at most {config.n_ctx} tokens, got {prompt_tokens} + {new_tokens}")
     rng, decoder = random.Random(0), Decoder(runtime)
     prompts = [[rng.randrange(config.vocab_size) for _ in range(prompt_tokens)] for _ in range(repeat + 1)]
-    _seconds(decoder, prompts[-1], 1)
+    _seconds(decoder, prompts.pop(), 1)
     first_token_s = time.perf_counter() - began
-    firsts = [_seconds(decoder, prompt, 1) for prompt in prompts[:repeat]]
-    wholes = [_seconds(decoder, prompt, new_tokens) for prompt in prompts[:repeat]] if new_tokens > 1 else [0.0]
-    first, whole, rss = statistics.median(firsts), statistics.median(wholes), peak_bytes(runtime.device)
-    decoded = (new_tokens - 1) / (whole - first) if new_tokens > 1 else 0.0
-    read = read_speed(runtime)
+    first, decoded = _speeds(decoder, prompts, new_tokens)
+    rss, read = peak_bytes(runtime.device), read_speed(runtime)
     limit = read / weight_bytes(runtime)
     return Measurement(
         bench=bench,
@@ -84,7 +81,6 @@ def measure(
         size=f"{parameter_count(config) / 1e6:.0f}M",
         mode=MODES.get(runtime.form, runtime.form),
         runtime=runtime.description,
-        batch=1,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         decode_tok_s=round(decoded, 1),
@@ -96,6 +92,15 @@ def measure(
         limit_tok_s=round(limit, 1),
         of_limit=round(decoded / limit, 3),
     )
+
+
+def _speeds(decoder: Decoder, prompts: list[list[int]], new_tokens: int) -> tuple[float, float]:
+    """Return the seconds until the first token, and the tokens per second behind it (0 when there is only one)."""
+    first = statistics.median(_seconds(decoder, prompt, 1) for prompt in prompts)
+    if new_tokens == 1:
+        return first, 0.0
+    whole = statistics.median(_seconds(decoder, prompt, new_tokens) for prompt in prompts)
+    return first, (new_tokens - 1) / (whole - first)
 
 
 def _seconds(decoder: Decoder, prompt: list[int], new_tokens: int) -> float:

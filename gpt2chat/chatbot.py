@@ -42,6 +42,7 @@ class GPT2Chatbot:
         dtype: str = "auto",
         quantize: str = "auto",
         draft: str = "auto",
+        compile: bool = False,
         notice: Callable[[str], None] | None = None,
     ) -> None:
         if not isinstance(model_name, (str, type(None))):
@@ -53,7 +54,8 @@ class GPT2Chatbot:
         self.messages: list[Message] = []
         self.tokenizer = Tokenizer.gpt2()
         self._template = template_named(template) if template else None
-        self._device, self._dtype, self._quantize, self._draft = device, dtype, quantize, draft
+        self._device, self._dtype, self._quantize = device, dtype, quantize
+        self._draft, self._compile = draft, compile
         self._notice = notice or logging.getLogger(__name__).warning
         self._examples: list[Message] = []  # of this object, kept over load_model
         self._loaded: Checkpoint | None = None
@@ -84,7 +86,7 @@ class GPT2Chatbot:
         self.reset()
 
     def _choice(self) -> Choice:
-        return choose(self._device, self._dtype, self._quantize, self._notice)
+        return choose(self._device, self._dtype, self._quantize, self._notice, self._compile)
 
     def _open(self, name: str, read: Callable[[str], Checkpoint]) -> None:
         self._adopt(*open_model(name, self._choice(), read))

@@ -20,6 +20,7 @@ from gpt2chat.kernels.binding import Kernel
 from gpt2chat.model import GPT2Config
 from gpt2chat.quantize import Panels, form_for, rounded, unpack
 from gpt2chat.runtime import NativeRuntime, Runtime, TorchRuntime
+from gpt2chat.static import StaticRuntime
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.weights import entries_of, make
 
@@ -36,14 +37,22 @@ class Choice:
     form: str
     kernel: Kernel | None
     why: str
+    compiled: bool = False
     notice: Notice = field(default=lambda line: None, compare=False)  # is told what takes long
 
 
-def choose(device: str = "auto", dtype: str = "auto", quantize: str = "auto", notice: Notice | None = None) -> Choice:
+def choose(
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str = "auto",
+    notice: Notice | None = None,
+    compiled: bool = False,
+) -> Choice:
     """Choose the fastest form of unchanged quality where `auto` leaves it open; raises ConfigError.
 
     That is int8 (perplexity within 1 % of float32) in the native decoder on a CPU; without a compiler, and on other
     devices, bfloat16 where the hardware has it. int4 changes answers more and is only used when it is asked for.
+    `compiled` sends torch's steps through torch.compile.
     """
     if quantize not in QUANTIZE:
         raise ConfigError(f"quantize: expected one of {', '.join(QUANTIZE)}, got {quantize!r}")
@@ -51,7 +60,7 @@ def choose(device: str = "auto", dtype: str = "auto", quantize: str = "auto", no
         pick_dtype(dtype, torch.device("cpu"))  # which says what was expected
     place, notice = pick_device(device), notice or logging.getLogger(__name__).info
     native, why = None, f"{place.type} computes through torch"
-    if place.type == "cpu":
+    if place.type == "cpu" and not compiled:
         try:
             native = kernel(notice)
             why = f"native decoder ({native.instructions})"
@@ -61,7 +70,7 @@ def choose(device: str = "auto", dtype: str = "auto", quantize: str = "auto", no
     if quantize == "auto":
         quantize = "int8" if native and dtype == "auto" else "none"
     form = str(kept).removeprefix("torch.") if quantize == "none" else quantize
-    return Choice(place, kept, form, native, why, notice)
+    return Choice(place, kept, form, native, why, compiled, notice)
 
 
 def runtime_of(loaded: Checkpoint, choice: Choice) -> Runtime:
@@ -70,7 +79,10 @@ def runtime_of(loaded: Checkpoint, choice: Choice) -> Runtime:
         return _native(loaded.config, _pack(loaded, choice), choice, choice.kernel)
     if choice.form in packs.KEPT:
         loaded = dataclasses.replace(loaded, weights=_rounded(loaded, choice), mapped=False)
-    return TorchRuntime(loaded.build_model(choice.dtype, choice.device).requires_grad_(False), choice.form)
+    model = loaded.build_model(choice.dtype, choice.device).requires_grad_(False)
+    if choice.compiled or choice.device.type == "cuda":
+        return StaticRuntime(model, choice.form, choice.compiled, choice.notice)
+    return TorchRuntime(model, choice.form)
 
 
 def _pack(loaded: Checkpoint, choice: Choice) -> packs.Pack:

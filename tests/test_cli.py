@@ -505,12 +505,12 @@ def test_eval_prints_one_json_object(tiny: Path, place: Path) -> None:
     assert result.stdout.count("\n") == 1
     found = json.loads(result.stdout)
     figures = {"perplexity_per_token", "perplexity_per_byte", "bits_per_byte", "nats", "tokens", "bytes"}
-    assert found.keys() == {"checkpoint", "text", "conversations"}
+    assert found.keys() == {"checkpoint", "runtime", "text", "conversations"}
     assert found["checkpoint"] == str(tiny)
     assert found["text"].keys() == found["conversations"]["answers"].keys() == figures
     assert found["text"]["bytes"] == len(TEXT.encode())
     assert found["text"]["tokens"] == len(Tokenizer.gpt2().encode(TEXT))
-    assert found["conversations"].keys() == {"pairs", "exact", "in_a_row", "stopped", "answers"}
+    assert found["conversations"].keys() == {"pairs", "exact", "in_a_row", "stopped", "answers", "tokens_per_second"}
     assert (found["conversations"]["pairs"], found["conversations"]["exact"]) == (2, 0.0)
     assert result.stderr.count("asked ") == 2
 

@@ -14,7 +14,7 @@ FLOORS = (
     {"files", "hardware", "model", "quantize", "tokenizer"},
     {"conversation", "kernels", "sampling", "loss", "weights"},
     {"likeness", "records", "runtime"},
-    {"checkpoint", "data", "drafts", "formats", "mending"},
+    {"checkpoint", "data", "drafts", "formats", "mending", "static"},
     {"calibration", "checking", "generation", "packs", "pretrained", "training"},
     {"decoding", "estimate", "evaluation", "run", "summary"},
     {"benchmark", "chatbot"},

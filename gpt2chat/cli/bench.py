@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gpt2chat.cli.options import device_options, quantize_option
+from gpt2chat.cli.options import compile_option, device_options, quantize_option
 from gpt2chat.cli.terminal import SETTINGS, reports_errors, say
 
 
@@ -36,6 +36,7 @@ def _options(prompt: int, new: int) -> Callable[[Callable[..., Any]], Callable[.
         click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Medians of so many runs."),
         device_options(),
         quantize_option,
+        compile_option,
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
     ]
 
@@ -71,7 +72,7 @@ def _run(bench: str, model: str, random_weights: bool, as_json: bool, **o: Any) 
     from gpt2chat.errors import ConfigError
     from gpt2chat.model import MODEL_SIZES
 
-    choice = choose(o["device"], o["dtype"], o["quantize"], lambda line: say(f"note: {line}"))
+    choice = choose(o["device"], o["dtype"], o["quantize"], lambda line: say(f"note: {line}"), o["compile"])
     if random_weights and pretrained.canonical_name(model) not in MODEL_SIZES:
         raise ConfigError(f"random_weights: expected a released size such as 124M, got {model!r}")
     fresh = pretrained.fresh(model) if random_weights else None

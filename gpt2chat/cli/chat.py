@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.options import GENERATION_NAMES, device_options, draft_option, generation_options, quantize_option
+from gpt2chat.cli.options import (
+    GENERATION_NAMES,
+    compile_option,
+    device_options,
+    draft_option,
+    generation_options,
+    quantize_option,
+)
 from gpt2chat.cli.terminal import SETTINGS, Interrupted, Signals, reports_errors, say, tolerate_any_text
 
 if TYPE_CHECKING:
@@ -47,6 +54,7 @@ HELP = """Type a message and press Enter.
 @device_options()
 @quantize_option
 @draft_option
+@compile_option
 @reports_errors
 def chat_command(checkpoint: str | None, prompt: str | None, **options: Any) -> None:
     """Talk to CHECKPOINT, a .pt file or a model's name: in a terminal, or line by line from a pipe.
@@ -72,6 +80,7 @@ def chat_command(checkpoint: str | None, prompt: str | None, **options: Any) -> 
         dtype=options["dtype"],
         quantize=options["quantize"],
         draft=options["draft"],
+        compile=options["compile"],
         notice=lambda line: say(f"note: {line}"),
     )
     open_model(bot, checkpoint)

@@ -77,6 +77,12 @@ def quantize_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--quantize", default="auto", help=words)(function)
 
 
+def compile_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --compile."""
+    words = "Send torch's steps through torch.compile: half a minute once, for devices without the native decoder."
+    return click.option("--compile", is_flag=True, help=words)(function)
+
+
 def draft_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add --draft."""
     words = "Guess ahead: lookup (what followed the same words before), none, or a smaller model.  [default: lookup]"

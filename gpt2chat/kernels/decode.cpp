@@ -78,15 +78,17 @@ uint16_t to_bfloat16(float value) {
 
 // -- 16 numbers, one for each output of a panel -----------------------------------------------------------------------
 
+// Ask for weights that will be read soon: processors do not look that far ahead by themselves.
+inline void ahead(const void* from) {
+#if defined(GPT2_AVX512) || defined(GPT2_AVX2)
+  _mm_prefetch(static_cast<const char*>(from) + 4096, _MM_HINT_T0);
+#endif
+}
+
 #if defined(GPT2_AVX512)
 
 constexpr int kTogether = 4;   // rows that share the loads of a panel
 constexpr int kAttending = 8;  // ... and those of keys and values
-
-#ifndef AHEAD
-#define AHEAD 4096
-#endif
-inline void ahead(const void* from) { _mm_prefetch(static_cast<const char*>(from) + AHEAD, _MM_HINT_T0); }
 
 struct Floats {
   __m512 v = _mm512_setzero_ps();
@@ -161,18 +163,23 @@ struct Bytes {
   __m256i a, b;
 };
 
-Floats load(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
+Floats load(const float* from) {
+  ahead(from);
+  return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)};
+}
 __m256 eight(const uint16_t* from) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)), 16));
 }
 Floats load_bfloat16(const uint16_t* from) { return {eight(from), eight(from + 8)}; }
 void load_pairs(const uint16_t* from, Floats& first, Floats& second) {
+  ahead(from);
   __m256i a = _mm256_loadu_si256((const __m256i*)from), b = _mm256_loadu_si256((const __m256i*)(from + 16));
   __m256i high = _mm256_set1_epi32(int(0xffff0000));
   first = {_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))};
   second = {_mm256_castsi256_ps(_mm256_and_si256(a, high)), _mm256_castsi256_ps(_mm256_and_si256(b, high))};
 }
 Bytes load_bytes(const void* from) {
+  ahead(from);
   auto at = static_cast<const __m256i*>(from);
   return {_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
 }
@@ -337,10 +344,10 @@ struct Rows {
   size_t capacity;
 };
 
+bool use_tiles = false;  // of AMX; gpt2_instructions asks the system for them
+
 int bytes_per_input(int kind) {
-#if defined(GPT2_AMX)
-  if (kind == kBfloat16) return 2;
-#endif
+  if (kind == kBfloat16 && use_tiles) return 2;
   return kind == kInt8 || kind == kInt4 ? 1 : 4;
 }
 
@@ -543,8 +550,12 @@ struct TileConfig {  // Intel SDM volume 1, chapter 18
 };
 
 struct Tiles {  // of this thread: 0 to 3 for sums, 4 and 5 for activations, 6 and 7 for weights
-  Tiles() { configure(64); }
-  ~Tiles() { _tile_release(); }
+  Tiles() {
+    if (use_tiles) configure(64);
+  }
+  ~Tiles() {
+    if (use_tiles) _tile_release();
+  }
   // Let a tile hold so many bytes of each row of activations, and as many rows of 4 bytes of weights.
   static void configure(int bytes) {
     TileConfig config;
@@ -598,7 +609,8 @@ void multiply_int4_tile(const Linear& l, int panel, const char* weight, const Ro
 }
 
 bool ask_for_tiles() {  // Linux lends them to a process that asks: ARCH_REQ_XCOMP_PERM of XTILEDATA
-  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+  constexpr int kAsk = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kAsk, kTileData) == 0;
 }
 
 #else
@@ -607,7 +619,7 @@ struct Tiles {
   Tiles() {}
 };
 
-bool ask_for_tiles() { return true; }
+bool ask_for_tiles() { return false; }
 
 #endif
 
@@ -775,7 +787,7 @@ Rows take_rows(Memory& memory, size_t capacity, size_t inputs) {
 
 // What all threads share during a pass.
 struct Shared {
-  float *x, *queries, *mixed, *inner, *last;
+  float *x, *queries, *mixed, *inner;
   Rows prepared;
   std::atomic<int>* taken;  // of each piece of work
 };
@@ -817,7 +829,7 @@ struct Pass {
     return normed;
   }
 
-  // Give all threads work on numbers up to n, `most` at a time, until none is left: do(begin, end).
+  // Give all threads work on numbers up to n, `most` at a time, until none is left: run(begin, end).
   template <typename Do>
   void share(int n, int most, Do run) {
     std::atomic<int>& taken = shared.taken[phase++];
@@ -834,8 +846,9 @@ struct Pass {
     };
     share(panels, most, [&](int begin, int end) {
 #if defined(GPT2_AMX)
-      if (l.kind == kInt4 && rows > 8) return apply_int4_tiles(l, x, rows, begin, end, finish);
-      if (l.kind == kBfloat16 || (l.kind == kInt8 && rows > kFew)) return apply_tiles(l, x, rows, begin, end, finish);
+      if (use_tiles && l.kind == kInt4 && rows > 2 * kFew) return apply_int4_tiles(l, x, rows, begin, end, finish);
+      if (use_tiles && (l.kind == kBfloat16 || (l.kind == kInt8 && rows > kFew)))
+        return apply_tiles(l, x, rows, begin, end, finish);
 #endif
       for (int panel = begin; panel < end; ++panel)
         for (int r = 0; r < rows; r += kTogether) {
@@ -1024,11 +1037,10 @@ extern "C" {
 
 // What this library was compiled for; null where the processor lacks it.
 const char* gpt2_instructions() {
-#if defined(GPT2_AMX)
-  if (!__builtin_cpu_supports("avx512vnni") || !ask_for_tiles()) return nullptr;
-  return "AMX";
-#elif defined(GPT2_AVX512)
-  return __builtin_cpu_supports("avx512vnni") ? "AVX-512 VNNI" : nullptr;
+#if defined(GPT2_AVX512)
+  if (!__builtin_cpu_supports("avx512vnni")) return nullptr;
+  use_tiles = ask_for_tiles();
+  return use_tiles ? "AMX" : "AVX-512 VNNI";
 #elif defined(GPT2_AVX2)
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? "AVX2" : nullptr;
 #else
