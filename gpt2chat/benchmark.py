@@ -14,7 +14,7 @@ from gpt2chat.errors import ConfigError
 from gpt2chat.generation import Decoder
 from gpt2chat.hardware import peak_bytes
 from gpt2chat.kernels import KernelUnavailable, kernel
-from gpt2chat.model import parameter_count
+from gpt2chat.model import GPT2Config, parameter_count
 from gpt2chat.runtime import Arena, NativeRuntime, Runtime, TorchRuntime
 from gpt2chat.sampling import GenerationConfig
 
@@ -48,7 +48,7 @@ class Measurement:
 
     def to_dict(self) -> dict[str, object]:
         """Return the figures for JSON."""
-        return asdict(self)
+        return {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(self).items()}
 
 
 def measure(
@@ -61,19 +61,16 @@ def measure(
     began: float,
     load_s: float,
 ) -> Measurement:
-    """Decode greedily behind random prompts of `prompt_tokens`, `repeat` times.
+    """Decode greedily behind random prompts; `began` is when the program started on time.perf_counter's clock.
 
-    `began` is when the program started on time.perf_counter's clock. Raises ConfigError for what does not fit.
+    Raises ConfigError for what does not fit.
     """
     config = runtime.config
-    if prompt_tokens + new_tokens > config.n_ctx:
-        raise ConfigError(f"bench: expected at most {config.n_ctx} tokens, got {prompt_tokens} + {new_tokens}")
-    rng, decoder = random.Random(0), Decoder(runtime)
-    prompts = [[rng.randrange(config.vocab_size) for _ in range(prompt_tokens)] for _ in range(repeat + 1)]
+    decoder, prompts = Decoder(runtime), _prompts(config, repeat + 1, prompt_tokens, new_tokens)
     _seconds(decoder, prompts.pop(), 1)
     first_token_s = time.perf_counter() - began
     first, decoded = _speeds(decoder, prompts, new_tokens)
-    rss, read = peak_bytes(runtime.device), read_speed(runtime)
+    rss_mb, read = peak_bytes(runtime.device) >> 20, read_speed(runtime)
     limit = read / weight_bytes(runtime)
     return Measurement(
         bench=bench,
@@ -83,15 +80,22 @@ def measure(
         runtime=runtime.description,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
-        decode_tok_s=round(decoded, 1),
-        prefill_tok_s=round(prompt_tokens / first, 1),
-        first_token_s=round(first_token_s, 3),
-        load_s=round(load_s, 3),
-        rss_mb=rss >> 20,
-        read_gb_s=round(read / 1e9, 1),
-        limit_tok_s=round(limit, 1),
-        of_limit=round(decoded / limit, 3),
+        decode_tok_s=decoded,
+        prefill_tok_s=prompt_tokens / first,
+        first_token_s=first_token_s,
+        load_s=load_s,
+        rss_mb=rss_mb,
+        read_gb_s=read / 1e9,
+        limit_tok_s=limit,
+        of_limit=decoded / limit,
     )
+
+
+def _prompts(config: GPT2Config, count: int, tokens: int, new_tokens: int) -> list[list[int]]:
+    if tokens + new_tokens > config.n_ctx:
+        raise ConfigError(f"bench: expected at most {config.n_ctx} tokens, got {tokens} + {new_tokens}")
+    rng = random.Random(0)
+    return [[rng.randrange(config.vocab_size) for _ in range(tokens)] for _ in range(count)]
 
 
 def _speeds(decoder: Decoder, prompts: list[list[int]], new_tokens: int) -> tuple[float, float]:
