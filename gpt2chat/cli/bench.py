@@ -29,7 +29,7 @@ def bench_command() -> None:
 
 def _options(prompt: int, new: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     options: list[Callable[..., Any]] = [
-        click.option("--model", default="demo", help="A .pt file or a model's name.  [default: demo]"),
+        click.option("--model", default="demo", help="A .pt file or a model's name."),
         click.option("--random_weights", is_flag=True, help="A released size with random weights: nothing is fetched."),
         click.option("--prompt_tokens", type=click.IntRange(1), default=prompt, show_default=True),
         click.option("--new_tokens", type=click.IntRange(1), default=new, show_default=True),

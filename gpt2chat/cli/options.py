@@ -73,7 +73,7 @@ GENERATION_NAMES = (
 
 def quantize_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add --quantize."""
-    words = "int8, int4 or none: keep weights in fewer bits.  [default: int8 where it is fastest and as good]"
+    words = "int8, int4 or none: keep weights in fewer bits; auto takes int8 where it is fastest and as good."
     return click.option("--quantize", default="auto", help=words)(function)
 
 
@@ -85,7 +85,7 @@ def compile_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def draft_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add --draft."""
-    words = "Guess ahead: lookup (what followed the same words before), none, or a smaller model.  [default: lookup]"
+    words = "Guess ahead: lookup (what followed the same words before), none, or a smaller model."
     return click.option("--draft", default="auto", help=words)(function)
 
 
