@@ -1,7 +1,7 @@
 """What each form of the weights costs: error of the logits at 124M with random weights, perplexity of the demo model.
 
-One JSON line per form: `logit_error` is the norm of the difference to float32 over that of float32, of all logits behind
-64 random ids; `perplexity_change` is that of the demo on data/guide.txt or another `--text`.
+One JSON line per form: `logit_error` is the norm of the difference to float32 over that of float32, of all logits
+behind 64 random ids; `perplexity_change` is that of the demo on data/guide.txt or another `--text`.
 """
 
 from __future__ import annotations

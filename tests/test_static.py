@@ -40,6 +40,7 @@ def test_a_full_context_is_refused_and_answers_are_the_same(tiny_model: GPT2) ->
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch about itself
 def test_a_compiled_step_gives_the_same_answer(tiny_model: GPT2) -> None:
     if not shutil.which("c++"):
         pytest.skip("torch.compile needs a C++ compiler")
