@@ -65,7 +65,8 @@ def choose(
             native = kernel(notice)
             why = f"native decoder ({native.instructions})"
         except KernelUnavailable as error:
-            why = f"through torch, as the native decoder is not available: {error}"
+            why = f"torch computes, which is slower, as the native decoder cannot be used: {error}"
+            notice(why)
     kept = torch.bfloat16 if native and dtype == "auto" else pick_dtype(dtype, place)
     if quantize == "auto":
         quantize = "int8" if native and dtype == "auto" else "none"

@@ -230,8 +230,10 @@ def test_without_a_compiler_torch_answers_and_the_reason_is_told(
     unknown: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(unknown))
-    choice = choose("cpu")
+    said: list[str] = []
+    choice = choose("cpu", notice=said.append)
     assert choice.kernel is None
+    assert said == [choice.why]
     assert "no C++ compiler is installed" in choice.why
     assert choice.form in ("float32", "bfloat16")
 

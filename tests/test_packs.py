@@ -13,6 +13,7 @@ from gpt2chat.calibration import int4_panels, own_texts
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import TEMPLATES, Message
 from gpt2chat.decoding import choose, open_model, runtime_of
+from gpt2chat.errors import WeightsError
 from gpt2chat.model import GPT2, GPT2Config
 from gpt2chat.quantize import rounded, unpack
 from gpt2chat.runtime import NativeRuntime
@@ -149,6 +150,12 @@ def test_through_torch_the_rounded_weights_answer_too(tiny_checkpoint: Path, mon
     assert plain.description == "int8 kept in float32, torch on cpu"
     a, b = (runtime.forward(IDS, runtime.new_cache()).clone() for runtime in (natively, plain))
     torch.testing.assert_close(a, b, atol=2e-3, rtol=1e-3)
+
+
+def test_a_pack_is_no_model(tiny_checkpoint: Path) -> None:
+    opened(tiny_checkpoint)
+    with pytest.raises(WeightsError, match="found weights packed for decoding: pass the .pt beside it"):
+        pretrained.load(str(tiny_checkpoint.with_name("tiny.int8.pack")))
 
 
 def test_what_is_unknown_to_quantize_is_refused() -> None:

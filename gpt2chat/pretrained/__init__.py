@@ -122,6 +122,8 @@ def load_place(path: Path, name: str, adapters: bool = True) -> Checkpoint:
         return checkpoint.load(path)
     if not path.exists():
         return checkpoint.load(path)  # which says what is missing
+    if path.suffix == ".pack":
+        raise WeightsError(f"{path}: expected a checkpoint, found weights packed for decoding: pass the .pt beside it")
     stored = read_folder(path) if path.is_dir() else read_file(path)
     try:
         if stored.config is not None:
