@@ -100,20 +100,21 @@ def _prompts(config: GPT2Config, count: int, tokens: int, new_tokens: int) -> li
 
 def _speeds(decoder: Decoder, prompts: list[list[int]], new_tokens: int) -> tuple[float, float]:
     """Return the seconds until the first token, and the tokens per second behind it (0 when there is only one)."""
-    first = statistics.median(_seconds(decoder, prompt, 1) for prompt in prompts)
-    if new_tokens == 1:
-        return first, 0.0
-    whole = statistics.median(_seconds(decoder, prompt, new_tokens) for prompt in prompts)
-    return first, (new_tokens - 1) / (whole - first)
+    runs = [_seconds(decoder, prompt, new_tokens) for prompt in prompts]
+    rest = statistics.median(rest for _, rest in runs)
+    return statistics.median(first for first, _ in runs), (new_tokens - 1) / rest if new_tokens > 1 else 0.0
 
 
-def _seconds(decoder: Decoder, prompt: list[int], new_tokens: int) -> float:
-    """Return how long an answer takes from an empty cache."""
+def _seconds(decoder: Decoder, prompt: list[int], new_tokens: int) -> tuple[float, float]:
+    """Return how long the first token of an answer takes from an empty cache, and how long the others."""
     decoder.cache.truncate(0)
     began = time.perf_counter()
-    for _ in decoder.generate(prompt, GenerationConfig(temperature=0, max_new_tokens=new_tokens), ()):
+    stream = decoder.generate(prompt, GenerationConfig(temperature=0, max_new_tokens=new_tokens), ())
+    next(stream)
+    first = time.perf_counter()
+    for _ in stream:
         pass
-    return time.perf_counter() - began
+    return first - began, time.perf_counter() - first
 
 
 def weight_bytes(runtime: Runtime) -> int:

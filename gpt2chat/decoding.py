@@ -133,6 +133,8 @@ def draft_for(name: str, runtime: Runtime) -> Draft | None:
         return None
     if name in ("auto", "lookup"):
         return PromptLookup()
+    if not name:
+        raise ConfigError("draft: expected auto, none, lookup or a model's name, got ''")
     _, smaller = open_model(name, choose(str(runtime.device)), pretrained.load)
     return ModelDraft(smaller, runtime.config.vocab_size)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from gpt2chat.errors import ConfigError
+from gpt2chat.errors import ConfigError, ModelError
 from gpt2chat.runtime import Runtime
 from gpt2chat.sampling import Sampler
 
@@ -80,7 +80,10 @@ class ModelDraft:
         fresh = said[same:]
         for number in range(most):
             logits = self._runtime.forward(fresh, self._cache)[0]
-            fresh = [sampler.sample(logits, said, place + number)]
+            try:
+                fresh = [sampler.sample(logits, said, place + number)]
+            except ModelError:  # of the smaller model: it has no guess
+                break
             said += fresh
         self._ids = said
         return said[len(ids) :]

@@ -33,5 +33,9 @@ class ContextError(GPT2ChatError, ValueError):
     """A prompt does not fit into the model's context."""
 
 
+class ModelError(GPT2ChatError, ArithmeticError):
+    """A model's numbers are too large to compute with."""
+
+
 class TrainingError(GPT2ChatError):
     """Training cannot go on (non-finite gradients, nothing to learn from)."""

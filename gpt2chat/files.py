@@ -24,11 +24,13 @@ def near(path: str) -> str | None:
     return None
 
 
-def cache_folder() -> Path:
-    """Return where this user's programs keep what they can make again; nothing is created."""
+def cache_folder() -> Path | None:
+    """Return where this user's programs keep what they can make again, if there is such a place; nothing is created."""
     if folder := os.environ.get("GPT2CHAT_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gpt2chat")
+    with contextlib.suppress(RuntimeError):  # of a user without a home
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gpt2chat")
+    return None
 
 
 @contextlib.contextmanager

@@ -67,8 +67,24 @@ class GPT2Config:
 
 def parameter_count(config: GPT2Config) -> int:
     """Return the number of weights."""
-    c, heads = config.n_embd, 1 if config.tie_word_embeddings else 2
-    return heads * config.vocab_size * c + config.n_ctx * c + config.n_layer * (12 * c * c + 13 * c) + 2 * c
+    return sum(math.prod(shape) for shape in weight_shapes(config).values())
+
+
+def weight_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all weights by name, without building the network."""
+    c = config.n_embd
+    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (config.vocab_size, c), "wpe.weight": (config.n_ctx, c)}
+    for i in range(config.n_layer):
+        for name, outputs, inputs in (
+            ("attn.c_attn", 3 * c, c),
+            ("attn.c_proj", c, c),
+            ("mlp.c_fc", 4 * c, c),
+            ("mlp.c_proj", c, 4 * c),
+        ):
+            shapes |= {f"h.{i}.{name}.weight": (outputs, inputs), f"h.{i}.{name}.bias": (outputs,)}
+        shapes |= {f"h.{i}.{norm}.{part}": (c,) for norm in ("ln_1", "ln_2") for part in ("weight", "bias")}
+    shapes |= {"ln_f.weight": (c,), "ln_f.bias": (c,)}
+    return shapes if config.tie_word_embeddings else {**shapes, "lm_head.weight": (config.vocab_size, c)}
 
 
 MODEL_SIZES = {

@@ -26,8 +26,8 @@ from gpt2chat.conversation import Message, Template
 from gpt2chat.errors import GPT2ChatError
 from gpt2chat.files import atomic_writer, cache_folder
 from gpt2chat.hardware import forget_pages
-from gpt2chat.model import GPT2Config
-from gpt2chat.quantize import LANES, Panels, form_for, pack, packed_size
+from gpt2chat.model import GPT2Config, weight_shapes
+from gpt2chat.quantize import LANES, Panels, form_for, pack, pack_shapes, packed_size
 from gpt2chat.runtime import Arena
 from gpt2chat.weights import Entry, entries_of, make
 
@@ -100,7 +100,8 @@ def places(path: Path, form: str, beside: bool) -> Iterator[Path]:
     """Yield where the pack of a checkpoint may be: beside it (unless it is part of the package), or in the cache."""
     if beside:
         yield path.with_name(f"{path.stem}.{form}.pack")
-    yield cache_folder() / "packs" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:20]}.{form}.pack"
+    if cache := cache_folder():
+        yield cache / "packs" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:20]}.{form}.pack"
 
 
 def save(pack: Pack, loaded: Checkpoint, source: str, path: Path) -> None:
@@ -128,6 +129,8 @@ def _write(file: Any, tensors: Mapping[str, Tensor], about: dict[str, str]) -> N
 
 def load(path: Path, source: str, form: str) -> tuple[Checkpoint, Pack] | None:
     """Read the pack made of `source` in `form`; None if it is not there, is damaged, or was made of something else."""
+    if not path.is_file():
+        return None
     try:
         with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
             about = file.metadata() or {}
@@ -142,9 +145,22 @@ def load(path: Path, source: str, form: str) -> tuple[Checkpoint, Pack] | None:
                 forget_pages(mapped)
         if str(_checksum(tensors, about["checkpoint"])) != about["checksum"]:
             return None
-        return _from_plain(json.loads(about["checkpoint"])), _from_tensors(form, tensors)
+        loaded = _from_plain(json.loads(about["checkpoint"]))
+        found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        return (loaded, _from_tensors(form, tensors)) if found == _expected(loaded.config, form) else None
     except (OSError, SafetensorError, GPT2ChatError, ValueError, KeyError, TypeError):
         return None
+
+
+def _expected(config: GPT2Config, form: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Return the shapes and types of all tensors of a pack: what the native decoder will read without another look."""
+    expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    for name, shape in weight_shapes(config).items():
+        if len(shape) == 2 and name != "wpe.weight":
+            expected |= {f"{name}:{part}": has for part, has in pack_shapes(shape, form_for(name, form)).items()}
+        else:
+            expected[name] = ((-(-shape[0] // LANES) * LANES,) if len(shape) == 1 else shape, torch.float32)
+    return expected
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> int:

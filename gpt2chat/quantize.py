@@ -149,6 +149,16 @@ def form_for(name: str, form: str) -> str:
     return "int8" if form == "int4" and name in ("wte.weight", "lm_head.weight") else form
 
 
+def pack_shapes(shape: Sequence[int], form: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Return the shapes and types of the panels of a matrix in int8 or int4."""
+    panels, inputs = -(-shape[0] // LANES), -(-shape[1] // ALIGN) * ALIGN
+    if form == "int4":
+        scale = ((panels, inputs // GROUP, LANES), torch.bfloat16)
+        return {"weight": ((panels, inputs // 8, LANES, 4), torch.uint8), "scale": scale}
+    weight = ((panels, inputs // 4, LANES, 4), torch.int8)
+    return {"weight": weight, "scale": ((panels * LANES,), torch.float32), "sum": ((panels * LANES,), torch.int32)}
+
+
 def packed_size(shape: Sequence[int], form: str) -> int:
     """Return the bytes that the panels of a matrix take, with room for alignment."""
     outputs, inputs = -(-shape[0] // LANES) * LANES, -(-shape[1] // ALIGN) * ALIGN

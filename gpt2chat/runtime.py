@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -46,7 +47,7 @@ class Runtime(Protocol):
     def forward(self, ids: Sequence[int], cache: Cache, wanted: int = 1) -> Tensor:
         """Run ids behind the cached ones; return the logits (wanted, V) after the last of them.
 
-        The result is valid until the next call. Raises ContextError past `n_ctx`; the cache is then as it was.
+        Raises ContextError past `n_ctx`; the cache is then as it was.
         """
 
 
@@ -175,7 +176,7 @@ class NativeRuntime:
         self.team = Team(torch.get_num_threads())
         self._model = self._build()
         self._scratch, self._rows = torch.empty(0, dtype=torch.uint8), 0
-        self._logits = torch.empty(0)
+        self._lock = threading.Lock()
 
     @staticmethod
     def supports(config: GPT2Config) -> bool:
@@ -194,8 +195,16 @@ class NativeRuntime:
             raise ContextError(f"expected at most {n_ctx} tokens, got {past + len(ids)}")
         if not 0 <= min(ids) <= max(ids) < self.config.vocab_size:
             raise IndexError(f"ids: expected 0 to {self.config.vocab_size - 1}, got {min(ids)} to {max(ids)}")
-        logits = self._room(min(len(ids), ROWS), wanted, cache.room)
-        done, began = 0, time.perf_counter()
+        with self._lock:  # one memory to work in: two threads take turns
+            logits = self._run(ids, cache, wanted)
+        cache.length = past + len(ids)
+        return logits[:, : self.config.vocab_size]
+
+    def _run(self, ids: Sequence[int], cache: NativeCache, wanted: int) -> Tensor:
+        """Run ids in parts; return the padded logits (wanted, V rounded up)."""
+        self._make_room(min(len(ids), ROWS), cache.room)
+        logits = torch.empty(wanted, -(-self.config.vocab_size // LANES) * LANES)
+        past, done, began = cache.length, 0, time.perf_counter()
         for start in range(0, len(ids), ROWS):
             part = ids[start : start + ROWS]
             first = max(0, len(ids) - wanted - start)  # of this part whose logits are wanted
@@ -213,10 +222,9 @@ class NativeRuntime:
                 self.team.count,
             )
             done += len(asked)
-        cache.length = past + len(ids)
         if len(ids) == 1:
             self.team.note(time.perf_counter() - began)
-        return logits[:wanted, : self.config.vocab_size]
+        return logits
 
     def weight_bytes(self) -> int:
         """Return the bytes of weights that each token reads."""
@@ -224,14 +232,11 @@ class NativeRuntime:
         read = [panels for name, panels in self._panels.items() if tied or name != "wte.weight"]
         return sum(tensor.nbytes for panels in read for tensor in panels.tensors().values())
 
-    def _room(self, rows: int, wanted: int, context: int) -> Tensor:
-        """Make the memory of a pass larger where it has to be; return that of the logits."""
+    def _make_room(self, rows: int, context: int) -> None:
+        """Make the memory of a pass larger where it has to be."""
         if rows > self._rows:
             size = self._kernel.scratch(self._model, rows, context, self.team.all)
             self._scratch, self._rows = torch.empty(size, dtype=torch.uint8), rows
-        if wanted > len(self._logits):
-            self._logits = torch.empty(wanted, -(-self.config.vocab_size // LANES) * LANES)
-        return self._logits
 
     def _build(self) -> Model:
         c = self.config

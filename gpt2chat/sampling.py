@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from gpt2chat.errors import ConfigError
+from gpt2chat.errors import ConfigError, ModelError
 
 Scores = npt.NDArray[np.float32]
 Weights = npt.NDArray[np.float64]
@@ -72,7 +72,7 @@ class Sampler:
     def sample(self, logits: Tensor | Scores, seen: Sequence[int], place: int) -> int:
         """Draw one id from logits (V,), given the ids of prompt and answer so far and its place in the answer.
 
-        Raises ArithmeticError for logits that are not numbers.
+        Raises ModelError for logits that are not numbers.
         """
         config = self.config
         scores = logits.float().cpu().numpy() if isinstance(logits, Tensor) else logits
@@ -80,7 +80,7 @@ class Sampler:
             scores = penalise(scores, seen, config.repetition_penalty)
         likeliest = int(scores.argmax())
         if not math.isfinite(scores[likeliest]):
-            raise ArithmeticError(f"the model's score of token {likeliest} is {scores[likeliest]}, which is no number")
+            raise ModelError(f"model: its score of token {likeliest} is {scores[likeliest]}, no number: it is broken")
         if config.temperature == 0 or config.top_k == 1:
             return likeliest
         ids, weights = candidates(scores, config)

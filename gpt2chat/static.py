@@ -78,7 +78,11 @@ class StaticRuntime(TorchRuntime):
         """Return what computes the logits (1, V) of the token in `cache.ids` at `cache.position`."""
         if self._compiled:
             began, step = time.perf_counter(), torch.compile(self._step, dynamic=False)
-            step(cache)
+            try:
+                step(cache)
+            except Exception as error:  # whatever torch's compiler raises: without it the step runs all the same
+                self._notice(f"torch.compile failed, going on without it: {str(error).splitlines()[0]}")
+                return lambda: self._step(cache)
             self._notice(f"compiling a step took {time.perf_counter() - began:.0f} s")
             return lambda: step(cache)
         if self.device.type != "cuda":

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gpt2chat import pretrained
 from gpt2chat.errors import ConfigError, ContextError, WeightsError
 from gpt2chat.generation import Decoder
-from gpt2chat.model import GPT2, MODEL_SIZES, GPT2Config, KVCache
+from gpt2chat.model import GPT2, MODEL_SIZES, GPT2Config, KVCache, parameter_count, weight_shapes
 from gpt2chat.pretrained.layout import translate
 from gpt2chat.sampling import GenerationConfig
 
@@ -46,6 +46,14 @@ def random_ids(rows: int, length: int, vocab: int = VOCAB, seed: int = 0) -> tor
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("tied", [True, False])
+def test_shapes_and_parameters_are_known_without_building(tied: bool) -> None:
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=48, n_ctx=20, vocab_size=77, tie_word_embeddings=tied)
+    built = {name: tuple(tensor.shape) for name, tensor in GPT2.empty(config).state_dict().items()}
+    assert weight_shapes(config) == built
+    assert parameter_count(config) == sum(parameter.numel() for parameter in GPT2.empty(config).parameters())
+
+
 def logits(model: GPT2, ids: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
     return model.logits(model.hidden_states(ids, cache))
 

@@ -290,3 +290,67 @@ def test_two_processes_that_start_together_compile_once(tmp_path: Path, native: 
     assert [process.returncode for process in both] == [0, 0]
     assert said[0] == "" and "once" in said[1]
     assert len(list((tmp_path / "kernels").glob("*.so"))) == 1
+
+
+def test_threads_that_share_a_runtime_take_turns(native: Kernel) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from gpt2chat.generation import Decoder
+    from gpt2chat.sampling import GenerationConfig
+
+    ours, config = runtime(native, "wide", "int8"), GenerationConfig(temperature=0, max_new_tokens=40)
+    prompts = [ids_for(ours.config, 12, seed) for seed in range(4)]
+    alone = [list(Decoder(ours).generate(prompt, config, ())) for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            together = pool.map(lambda prompt: list(Decoder(ours).generate(prompt, config, ())), prompts)
+            assert list(together) == alone
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_no_number_is_not_hidden(native: Kernel, form: str) -> None:
+    loaded = checkpoint_of("narrow")
+    loaded.weights["h.1.ln_2.bias"].fill_(float("nan"))  # type: ignore[index]
+    made = packs.build(loaded, form)
+    ours = NativeRuntime(native, loaded.config, form, made.panels, made.vectors)
+    for count in (1, 20):
+        assert not torch.isfinite(ours.forward([1] * count, ours.new_cache())).any()
+
+
+@pytest.mark.parametrize("content", ["half", "empty", "zeros"])
+def test_a_library_that_was_cut_short_is_compiled_again(native: Kernel, tmp_path: Path, content: str) -> None:
+    program = "from gpt2chat.kernels import kernel; print(kernel(print).instructions)"
+    environment = {**os.environ, "GPT2CHAT_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    (library,) = (tmp_path / "kernels").glob("*.so")
+    whole = library.read_bytes()
+    cut = {"half": whole[: len(whole) // 2], "empty": b"", "zeros": whole[:4096] + bytes(len(whole) - 4096)}
+    library.write_bytes(cut[content])
+    again = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert again.stdout.splitlines() == [again.stdout.splitlines()[0], native.instructions]
+    assert "once" in again.stdout
+
+
+def test_a_compiler_that_is_not_there_or_speaks_no_utf8_is_named(
+    unknown: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = unknown / "bad"
+    bad.write_bytes(b"#!/bin/sh\nprintf '\\377\\376 bad\\n' >&2\nexit 1\n")
+    bad.chmod(0o755)
+    for compiler, reason in ((str(bad), "bad"), ("/nonexistent/g++", "cannot be run: No such file")):
+        monkeypatch.setenv("CXX", compiler)
+        monkeypatch.setattr(kernels, "_found", None)
+        with pytest.raises(kernels.KernelUnavailable, match=reason):
+            kernels.kernel()
+
+
+def test_without_a_home_the_reason_is_told(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("GPT2CHAT_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", staticmethod(homeless))
+    with pytest.raises(kernels.KernelUnavailable, match="set GPT2CHAT_CACHE"):
+        kernels.kernel()

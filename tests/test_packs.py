@@ -15,7 +15,7 @@ from gpt2chat.conversation import TEMPLATES, Message
 from gpt2chat.decoding import choose, open_model, runtime_of
 from gpt2chat.errors import WeightsError
 from gpt2chat.model import GPT2, GPT2Config
-from gpt2chat.quantize import rounded, unpack
+from gpt2chat.quantize import Panels, rounded, unpack
 from gpt2chat.runtime import NativeRuntime
 from gpt2chat.weights import make
 
@@ -161,3 +161,22 @@ def test_a_pack_is_no_model(tiny_checkpoint: Path) -> None:
 def test_what_is_unknown_to_quantize_is_refused() -> None:
     with pytest.raises(decoding.ConfigError, match="quantize: expected one of auto, none, int8, int4, got 'int3'"):
         choose(quantize="int3")
+
+
+@pytest.mark.parametrize("change", ["missing", "short", "kind", "more"])
+def test_a_pack_that_does_not_fit_the_network_is_made_again(tiny_checkpoint: Path, change: str) -> None:
+    expected = opened(tiny_checkpoint)[1]
+    place, source = tiny_checkpoint.with_name("tiny.int8.pack"), packs.identity(tiny_checkpoint) or ""
+    loaded, pack = packs.load(place, source, "int8") or pytest.fail("no pack")
+    if change == "missing":
+        del pack.vectors["ln_f.bias"]
+    elif change == "short":
+        pack.panels["wte.weight"] = Panels(**{n: t[:1] for n, t in pack.panels["wte.weight"].tensors().items()})
+    elif change == "kind":
+        pack.panels["h.0.attn.c_proj.weight"] = Panels(pack.panels["h.0.attn.c_proj.weight"].weight)
+    else:
+        pack.vectors["h.9.ln_1.bias"] = torch.zeros(32)
+    packs.save(pack, loaded, source, place)  # with a checksum that is right
+    assert packs.load(place, source, "int8") is None
+    assert torch.equal(opened(tiny_checkpoint)[1], expected)
+    assert packs.load(place, source, "int8") is not None

@@ -18,7 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from gpt2chat.errors import ConfigError
+from gpt2chat.errors import ConfigError, ModelError
 from gpt2chat.sampling import GenerationConfig, Sampler, gumbel, penalise, probabilities
 
 VOCAB = 60
@@ -153,7 +153,7 @@ def test_random_numbers_of_neighbouring_seeds_places_and_ids_are_unrelated() -> 
 def test_scores_that_are_no_numbers_are_refused(bad: float) -> None:
     scores = random_scores(0)
     scores[7] = bad
-    with pytest.raises(ArithmeticError, match="token 7"):
+    with pytest.raises(ModelError, match="token 7"):
         Sampler(GenerationConfig()).sample(scores, [], 0)
 
 

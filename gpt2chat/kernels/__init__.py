@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -76,9 +77,11 @@ def _library(notice: Callable[[str], None]) -> Path:
     if sys.byteorder != "little" or os.name != "posix":
         raise KernelUnavailable(f"not built for {platform.system()} on {platform.machine()}")
     key = hashlib.sha256(SOURCE.read_bytes() + repr((FLAGS, VARIANTS)).encode() + _processor().encode()).hexdigest()
-    folder = cache_folder() / "kernels"
-    library = folder / f"decode-{key[:20]}.so"
-    if library.exists():
+    cache = cache_folder()
+    if cache is None:
+        raise KernelUnavailable("there is no home folder to keep it in: set GPT2CHAT_CACHE")
+    folder, name = cache / "kernels", f"decode-{key[:20]}"
+    if library := _whole(folder, name):
         return library
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
@@ -86,24 +89,42 @@ def _library(notice: Callable[[str], None]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder):
-            if not library.exists():
+            library = _whole(folder, name)
+            if library is None:
                 notice("compiling the native decoder for this processor, once")
-                _compile(compiler, library)
+                library = _compile(compiler, folder, name)
     except OSError as error:
         raise KernelUnavailable(f"{folder} cannot be written: {error.strerror or error}") from error
     return library
 
 
-def _compile(compiler: str, library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+def _whole(folder: Path, name: str) -> Path | None:
+    """Return the library of this name whose checksum, which its file name ends with, is right."""
+    for path in folder.glob(f"{name}-*.so"):
+        if path.name == _named(name, path.read_bytes()):
+            return path
+    return None
+
+
+def _named(name: str, content: bytes) -> str:
+    return f"{name}-{zlib.crc32(content):08x}.so"
+
+
+def _compile(compiler: str, folder: Path, name: str) -> Path:
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made, said = Path(scratch, "decode.so"), ""
         for variant in VARIANTS:
             command = [*compiler.split(), *FLAGS, *variant, str(SOURCE), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            try:
+                done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
+            except OSError as error:
+                raise KernelUnavailable(f"{compiler!r} cannot be run: {error.strerror or error}") from error
             if done.returncode == 0:
+                library = folder / _named(name, made.read_bytes())
                 os.replace(made, library)
-                return
-            said = said or next(iter(done.stderr.splitlines()), f"exit status {done.returncode}")
+                return library
+            lines = done.stderr.decode("utf-8", "replace").splitlines()
+            said = said or next(iter(lines), f"exit status {done.returncode}")
         raise KernelUnavailable(f"{compiler} cannot compile it: {said}")
 
 

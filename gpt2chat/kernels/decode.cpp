@@ -368,6 +368,16 @@ float largest_magnitude(const float* x, int n) {
   return most > 0 ? most : 1.0f;
 }
 
+// 0 if all n numbers are finite, else no number: what is rounded to whole numbers would hide it.
+float nothing_of(const float* x, int n) {
+  float lanes[kLanes] = {};
+  for (int from = 0; from < n; from += kLanes)
+    for (int i = 0; i < kLanes; ++i) lanes[i] += x[from + i] * 0.0f;
+  float sum = 0;
+  for (float lane : lanes) sum += lane;
+  return sum;
+}
+
 size_t place_of_step(size_t row, int group, int groups) {
   return (row / kLanes * groups + group) * kLanes + row % kLanes;
 }
@@ -384,7 +394,7 @@ void prepare(int kind, const float* x, int inputs, const Rows& rows, size_t r) {
       high[i] = uint8_t(value >> 8);
       low[i] = uint8_t(value);
     }
-    rows.step[r] = most / 32767.0f;
+    rows.step[r] = most / 32767.0f + nothing_of(x, inputs);
   } else if (kind == kInt4) {
     int8_t* to = reinterpret_cast<int8_t*>(row);
     for (int g = 0; g < inputs / kGroup; ++g) {
@@ -397,7 +407,7 @@ void prepare(int kind, const float* x, int inputs, const Rows& rows, size_t r) {
         to[g * kGroup + i] = int8_t(value);
         sum += value;
       }
-      rows.step[place_of_step(r, g, inputs / kGroup)] = most / 127.0f;
+      rows.step[place_of_step(r, g, inputs / kGroup)] = most / 127.0f + nothing_of(part, kGroup);
       rows.minus8[place_of_step(r, g, inputs / kGroup)] = -8 * sum;
     }
   } else if (bytes_per_input(kind) == 2) {
