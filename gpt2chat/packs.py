@@ -209,7 +209,7 @@ def _from_plain(data: dict[str, Any]) -> Checkpoint:
 def keep(pack: Pack, loaded: Checkpoint, source: str, targets: Iterator[Path]) -> Path | None:
     """Write a pack to the first place that takes it; return that place."""
     for target in targets:
-        with contextlib.suppress(GPT2ChatError, OSError):
+        with contextlib.suppress(GPT2ChatError, OSError, TypeError):  # nor is what JSON does not know kept
             save(pack, loaded, source, target)
             return target
     return None

@@ -180,3 +180,11 @@ def test_a_pack_that_does_not_fit_the_network_is_made_again(tiny_checkpoint: Pat
     assert packs.load(place, source, "int8") is None
     assert torch.equal(opened(tiny_checkpoint)[1], expected)
     assert packs.load(place, source, "int8") is not None
+
+
+def test_facts_that_json_does_not_know_are_no_reason_not_to_answer(tiny_model: GPT2, tmp_path: Path) -> None:
+    weights = {name: tensor.detach() for name, tensor in tiny_model.state_dict().items()}
+    path = tmp_path / "m.pt"
+    checkpoint.save(Checkpoint(tiny_model.config, weights, TEMPLATES["chat"], about={"extra": torch.ones(2)}), path)
+    assert opened(path)[1].shape == (1, 50257)
+    assert not list(tmp_path.glob("*.pack*"))
