@@ -213,6 +213,8 @@ def _turn(bot: GPT2Chatbot, line: str, interactive: bool) -> None:
         decoder = bot.decoder
         tokens = len(decoder.ids) - decoder.prompt_tokens
         used = f"{len(decoder.ids)}/{decoder.runtime.config.n_ctx}"
-        guessed = f", {decoder.accepted_tokens} of {decoder.drafted_tokens} guessed" if decoder.drafted_tokens else ""
+        guessed = (
+            f", {decoder.accepted_tokens} of {decoder.drafted_tokens} guesses taken" if decoder.drafted_tokens else ""
+        )
         line = f"[{tokens} tokens in {seconds:.2f}s ({tokens / seconds:.0f} tokens/sec){guessed}, context {used}]"
         say(click.style(line, dim=True))
