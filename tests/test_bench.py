@@ -127,3 +127,10 @@ def test_logits_are_near_float32_in_every_form() -> None:
         logits[form] = runtime.forward(ids, runtime.new_cache(), 64).clone()
     for form in ("bfloat16", "int8"):
         assert float((logits[form] - logits["float32"]).norm() / logits["float32"].norm()) < 0.03
+
+
+def test_standard_input_is_read_once_for_both_figures(tiny_checkpoint: Path) -> None:
+    text = "The mill by the river ground rye in autumn."
+    result = invoke("eval", tiny_checkpoint, "--text_file", "-", "--quantize", "int8", "--json", stdin=text)
+    assert result.exit_code == 0
+    assert "change" in json.loads(result.stdout)["text"]

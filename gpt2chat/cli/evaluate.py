@@ -58,14 +58,15 @@ def evaluate_command(
     runtime = runtime_of(loaded, choice)
     result: dict[str, Any] = {"checkpoint": checkpoint, "runtime": runtime.description}
     if text_file:
-        result["text"] = _text(runtime, text_file, o["encoding"])
+        texts = _read_texts(text_file, o["encoding"])
+        result["text"] = _text(runtime, texts)
     if conversation_file:
         conversations = _read(conversation_file, loaded, **o)
         result["conversations"] = _conversations(runtime, loaded, conversations, o["show"])
     if choice.form != "float32":
         exact = runtime_of(loaded, choose(o["device"], "float32", "none"))
         if text_file:
-            _compare(result["text"], _text(exact, text_file, o["encoding"]))
+            _compare(result["text"], _text(exact, texts))
         if conversation_file:
             _compare(result["conversations"]["answers"], _answers(exact, loaded, conversations))
     click.echo(json.dumps(result) if o["as_json"] else _table(result))
@@ -83,18 +84,22 @@ def _answers(runtime: Runtime, loaded: Checkpoint, conversations: list[tuple[Mes
     return answer_perplexity(runtime, Tokenizer.gpt2(), loaded.template, conversations).to_dict()
 
 
-def _text(runtime: Runtime, files: tuple[Path, ...], encoding: str | None) -> dict[str, float]:
+def _read_texts(files: tuple[Path, ...], encoding: str | None) -> list[str]:
     from gpt2chat.errors import DataError
-    from gpt2chat.evaluation import Perplexity, text_perplexity
     from gpt2chat.records import Report
-    from gpt2chat.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.gpt2()
     texts = {source.name: source.text() for source in sources(files, encoding, Report())}
     for name, text in texts.items():
         if not text.strip():
             raise DataError(f"{name}: expected text, found none")
-    parts = [text_perplexity(runtime, tokenizer, text) for text in texts.values()]
+    return list(texts.values())
+
+
+def _text(runtime: Runtime, texts: list[str]) -> dict[str, float]:
+    from gpt2chat.evaluation import Perplexity, text_perplexity
+    from gpt2chat.tokenizer import Tokenizer
+
+    parts = [text_perplexity(runtime, Tokenizer.gpt2(), text) for text in texts]
     total = Perplexity(sum(p.nats for p in parts), sum(p.tokens for p in parts), sum(p.bytes for p in parts))
     return total.to_dict()
 
