@@ -6,7 +6,7 @@ Source: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Gene
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ def own_texts(runtime: Runtime, start: int) -> Tensor:
 
 
 @torch.inference_mode()
-def int4_panels(loaded: Checkpoint, ids: Tensor, done: Callable[[int], None] = lambda layer: None) -> dict[str, Panels]:
+def int4_panels(loaded: Checkpoint, ids: Tensor) -> dict[str, Panels]:
     """Round all matrices of the layers to int4, each for the inputs that it gets from the rounded ones before it."""
     entries, panels = entries_of(loaded.weights), {}
     x = _weight(entries, "wte.weight", loaded)[ids] + _weight(entries, "wpe.weight", loaded)[: ids.size(1)]
@@ -48,7 +48,6 @@ def int4_panels(loaded: Checkpoint, ids: Tensor, done: Callable[[int], None] = l
             panels[f"h.{number}.{name}.weight"] = rounded
             linear.weight = nn.Parameter(unpack(rounded, "int4", *linear.weight.shape), requires_grad=False)
         x = torch.cat([block(part, 0, None, None, True) for part in x.split(TOGETHER)])
-        done(number)
     return panels
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from gpt2chat.conversation import Message, Template
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.files import atomic_writer
-from gpt2chat.model import GPT2, GPT2Config, parameter_count
+from gpt2chat.model import GPT2, GPT2Config, parameter_count, weight_shapes
 from gpt2chat.quantize import int8_rows
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.weights import Computed, Entry, as_weights, entries_of, is_finite, make, pieces
@@ -347,9 +347,9 @@ def _message(entry: object) -> Message:
 def check_weights(config: GPT2Config, weights: Mapping[str, Entry], mapped: bool = False) -> dict[str, Entry]:
     """Compare names and shapes with the network of `config`, and look for NaN and infinity."""
     layers = len({name.split(".")[1] for name in weights if name.startswith("h.")})
-    if layers != config.n_layer:  # before a network of a claimed size is built
+    if layers != config.n_layer:  # before the names of a claimed size are made
         raise CheckpointError(f"weights: expected {config.n_layer} layers, found {layers}")
-    expected = {name: tuple(tensor.shape) for name, tensor in GPT2.empty(config).state_dict().items()}
+    expected = weight_shapes(config)
     missing, foreign = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
     if missing or foreign:
         raise CheckpointError(f"weights: missing {missing[:3] or 'none'}, unexpected {foreign[:3] or 'none'}")

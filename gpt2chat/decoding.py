@@ -14,11 +14,12 @@ from gpt2chat.calibration import int4_panels, own_texts
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.drafts import Draft, ModelDraft, PromptLookup
 from gpt2chat.errors import ConfigError
-from gpt2chat.hardware import DTYPES, pick_device, pick_dtype
+from gpt2chat.hardware import pick_device, pick_dtype
 from gpt2chat.kernels import KernelUnavailable, kernel
 from gpt2chat.kernels.binding import Kernel
 from gpt2chat.model import GPT2Config
-from gpt2chat.quantize import Panels, form_for, rounded, unpack
+from gpt2chat.packs import Pack
+from gpt2chat.quantize import Panels, form_for, is_packed, rounded, unpack
 from gpt2chat.runtime import NativeRuntime, Runtime, TorchRuntime
 from gpt2chat.static import StaticRuntime
 from gpt2chat.tokenizer import Tokenizer
@@ -56,9 +57,8 @@ def choose(
     """
     if quantize not in QUANTIZE:
         raise ConfigError(f"quantize: expected one of {', '.join(QUANTIZE)}, got {quantize!r}")
-    if dtype not in ("auto", *DTYPES):
-        pick_dtype(dtype, torch.device("cpu"))  # which says what was expected
     place, notice = pick_device(device), notice or logging.getLogger(__name__).info
+    kept = pick_dtype(dtype, place)
     native, why = None, f"{place.type} computes through torch"
     if place.type == "cpu" and not compiled:
         try:
@@ -67,27 +67,26 @@ def choose(
         except KernelUnavailable as error:
             why = f"torch computes, which is slower, as the native decoder cannot be used: {error}"
             notice(why)
-    kept = torch.bfloat16 if native and dtype == "auto" else pick_dtype(dtype, place)
+    if native and dtype == "auto":
+        kept = torch.bfloat16
     if quantize == "auto":
         quantize = "int8" if native and dtype == "auto" else "none"
     form = str(kept).removeprefix("torch.") if quantize == "none" else quantize
     return Choice(place, kept, form, native, why, compiled, notice)
 
 
-def runtime_of(loaded: Checkpoint, choice: Choice) -> Runtime:
-    """Build what runs a checkpoint that is in memory."""
+def runtime_of(loaded: Checkpoint, choice: Choice, keep: Callable[[Pack], None] = lambda pack: None) -> Runtime:
+    """Build what runs a checkpoint that is in memory; `keep` is given the pack that was made for the native decoder."""
     if choice.kernel and NativeRuntime.supports(loaded.config):
-        return _native(loaded.config, _pack(loaded, choice), choice, choice.kernel)
+        pack = packs.build(loaded, choice.form, _compensated(loaded, choice))
+        keep(pack)
+        return _native(loaded.config, pack, choice, choice.kernel)
     if choice.form in packs.KEPT:
         loaded = dataclasses.replace(loaded, weights=_rounded(loaded, choice), mapped=False)
     model = loaded.build_model(choice.dtype, choice.device).requires_grad_(False)
     if choice.compiled or choice.device.type == "cuda":
         return StaticRuntime(model, choice.form, choice.compiled, choice.notice)
     return TorchRuntime(model, choice.form)
-
-
-def _pack(loaded: Checkpoint, choice: Choice) -> packs.Pack:
-    return packs.build(loaded, choice.form, _compensated(loaded, choice))
 
 
 def _compensated(loaded: Checkpoint, choice: Choice) -> dict[str, Panels]:
@@ -116,11 +115,8 @@ def open_model(name: str, choice: Choice, read: Callable[[str], Checkpoint]) -> 
         if found := packs.load(place, source, choice.form):
             return found[0], _native(found[0].config, found[1], choice, choice.kernel)
     loaded = read(name)
-    if not NativeRuntime.supports(loaded.config):
-        return dataclasses.replace(loaded, weights={}), runtime_of(loaded, choice)
-    pack = _pack(loaded, choice)
-    packs.keep(pack, loaded, source, iter(places))
-    return dataclasses.replace(loaded, weights={}), _native(loaded.config, pack, choice, choice.kernel)
+    runtime = runtime_of(loaded, choice, lambda pack: packs.keep(pack, loaded, source, places))
+    return dataclasses.replace(loaded, weights={}), runtime
 
 
 def draft_for(name: str, runtime: Runtime) -> Draft | None:
@@ -139,7 +135,7 @@ def draft_for(name: str, runtime: Runtime) -> Draft | None:
     return ModelDraft(smaller, runtime.config.vocab_size)
 
 
-def _native(config: GPT2Config, pack: packs.Pack, choice: Choice, native: Kernel) -> Runtime:
+def _native(config: GPT2Config, pack: Pack, choice: Choice, native: Kernel) -> Runtime:
     return NativeRuntime(native, config, pack.form, pack.panels, pack.vectors, choice.dtype)
 
 
@@ -148,10 +144,9 @@ def _rounded(loaded: Checkpoint, choice: Choice) -> dict[str, torch.Tensor]:
     form, weights = choice.form, {}
     made = _compensated(loaded, choice)
     for name, entry in entries_of(loaded.weights).items():
+        if name in made:
+            weights[name] = unpack(made[name], form, *entry.shape)
+            continue
         tensor = make(entry, torch.float32, mapped=loaded.mapped)
-        matrix = tensor.dim() == 2 and name != "wpe.weight"
-        if matrix and name in made:
-            weights[name] = unpack(made[name], form, *tensor.shape)
-        else:
-            weights[name] = rounded(tensor, form_for(name, form)) if matrix else tensor
+        weights[name] = rounded(tensor, form_for(name, form)) if is_packed(name, entry.shape) else tensor
     return weights

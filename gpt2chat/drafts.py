@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from gpt2chat.errors import ConfigError, ModelError
-from gpt2chat.runtime import Runtime
+from gpt2chat.runtime import Runtime, rewind
 from gpt2chat.sampling import Sampler
 
 MOST = 15  # guesses that are checked in one pass: with the token before them they fill a tile of 16 rows
@@ -70,14 +70,8 @@ class ModelDraft:
         most = min(most, self._runtime.config.n_ctx - len(ids))
         if most < 1:
             return []
-        same = 0
-        for old, new in zip(self._ids[: self._cache.length], ids[:-1], strict=False):
-            if old != new:
-                break
-            same += 1
-        self._cache.truncate(same)
         said = list(ids)
-        fresh = said[same:]
+        fresh = said[rewind(self._cache, self._ids, ids) :]
         for number in range(most):
             logits = self._runtime.forward(fresh, self._cache)[0]
             try:

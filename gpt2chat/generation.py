@@ -10,7 +10,7 @@ from gpt2chat.conversation import Conversation, Template, render_prompt
 from gpt2chat.drafts import Draft, Pace
 from gpt2chat.errors import ContextError
 from gpt2chat.model import GPT2
-from gpt2chat.runtime import Runtime, as_runtime
+from gpt2chat.runtime import Runtime, as_runtime, rewind
 from gpt2chat.sampling import GenerationConfig, Sampler
 from gpt2chat.tokenizer import StreamDecoder, Tokenizer
 
@@ -96,12 +96,7 @@ class Decoder:
 
     def _prefill(self, prompt: Sequence[int]) -> Tensor:
         """Bring the cache to the whole prompt; return the logits (1, V) after its last id."""
-        same = 0
-        for old, new in zip(self.ids[: self.cache.length], prompt[:-1], strict=False):
-            if old != new:
-                break
-            same += 1
-        self.cache.truncate(same)
+        same = rewind(self.cache, self.ids, prompt)
         self.prompt_tokens, self.cached_tokens = len(prompt), same
         self.ids = list(prompt[:same])
         for start in range(same, len(prompt), PREFILL_TOKENS):

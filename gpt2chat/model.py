@@ -71,19 +71,20 @@ def parameter_count(config: GPT2Config) -> int:
 
 
 def weight_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all weights by name, without building the network."""
+    """Return the shapes of all weights by name, in the order of the state dict, without building the network."""
     c = config.n_embd
     shapes: dict[str, tuple[int, ...]] = {"wte.weight": (config.vocab_size, c), "wpe.weight": (config.n_ctx, c)}
-    for i in range(config.n_layer):
-        for name, outputs, inputs in (
-            ("attn.c_attn", 3 * c, c),
-            ("attn.c_proj", c, c),
-            ("mlp.c_fc", 4 * c, c),
-            ("mlp.c_proj", c, 4 * c),
-        ):
-            shapes |= {f"h.{i}.{name}.weight": (outputs, inputs), f"h.{i}.{name}.bias": (outputs,)}
-        shapes |= {f"h.{i}.{norm}.{part}": (c,) for norm in ("ln_1", "ln_2") for part in ("weight", "bias")}
-    shapes |= {"ln_f.weight": (c,), "ln_f.bias": (c,)}
+    layer: dict[str, tuple[int, ...]] = {
+        "ln_1": (c,),
+        "attn.c_attn": (3 * c, c),
+        "attn.c_proj": (c, c),
+        "ln_2": (c,),
+        "mlp.c_fc": (4 * c, c),
+        "mlp.c_proj": (c, 4 * c),
+    }
+    parts = {f"h.{i}.{name}": shape for i in range(config.n_layer) for name, shape in layer.items()} | {"ln_f": (c,)}
+    for name, shape in parts.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
     return shapes if config.tie_word_embeddings else {**shapes, "lm_head.weight": (config.vocab_size, c)}
 
 

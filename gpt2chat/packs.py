@@ -12,7 +12,7 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from gpt2chat.errors import GPT2ChatError
 from gpt2chat.files import atomic_writer, cache_folder
 from gpt2chat.hardware import forget_pages
 from gpt2chat.model import GPT2Config, weight_shapes
-from gpt2chat.quantize import LANES, Panels, form_for, pack, pack_shapes, packed_size
+from gpt2chat.quantize import LANES, Panels, form_for, is_packed, pack, pack_shapes, packed_size
 from gpt2chat.runtime import Arena
 from gpt2chat.weights import Entry, entries_of, make
 
@@ -54,13 +54,12 @@ class Pack:
 def build(loaded: Checkpoint, form: str, made: Mapping[str, Panels] | None = None) -> Pack:
     """Make a pack of a checkpoint, one matrix at a time; those that were `made` already are taken as they are."""
     entries = entries_of(loaded.weights)
-    matrices = {name for name, entry in entries.items() if len(entry.shape) == 2 and name != "wpe.weight"}
-    arena = Arena(sum(_room(name, entry, form, name in matrices) for name, entry in entries.items()))
+    arena = Arena(sum(_room(name, entry, form) for name, entry in entries.items()))
     panels, vectors = {}, {}
     for name, entry in entries.items():
         done = made.get(name) if made else None
         tensor = torch.empty(0) if done else make(entry, torch.float32, mapped=loaded.mapped)
-        if name in matrices:
+        if is_packed(name, entry.shape):
             parts = (done or pack(tensor, form_for(name, form))).tensors()
             panels[name] = Panels(**{part: _placed(arena, t) for part, t in parts.items()})
         else:
@@ -70,8 +69,10 @@ def build(loaded: Checkpoint, form: str, made: Mapping[str, Panels] | None = Non
     return Pack(form, panels, vectors)
 
 
-def _room(name: str, entry: Entry, form: str, matrix: bool) -> int:
-    return packed_size(entry.shape, form_for(name, form)) if matrix else 4 * entry.shape.numel() + 4 * LANES + 64
+def _room(name: str, entry: Entry, form: str) -> int:
+    if is_packed(name, entry.shape):
+        return packed_size(entry.shape, form_for(name, form))
+    return 4 * entry.shape.numel() + 4 * LANES + 64
 
 
 def _padded_vector(tensor: Tensor) -> Tensor:
@@ -156,7 +157,7 @@ def _expected(config: GPT2Config, form: str) -> dict[str, tuple[tuple[int, ...],
     """Return the shapes and types of all tensors of a pack: what the native decoder will read without another look."""
     expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     for name, shape in weight_shapes(config).items():
-        if len(shape) == 2 and name != "wpe.weight":
+        if is_packed(name, shape):
             expected |= {f"{name}:{part}": has for part, has in pack_shapes(shape, form_for(name, form)).items()}
         else:
             expected[name] = ((-(-shape[0] // LANES) * LANES,) if len(shape) == 1 else shape, torch.float32)
@@ -206,10 +207,9 @@ def _from_plain(data: dict[str, Any]) -> Checkpoint:
     )
 
 
-def keep(pack: Pack, loaded: Checkpoint, source: str, targets: Iterator[Path]) -> Path | None:
-    """Write a pack to the first place that takes it; return that place."""
+def keep(pack: Pack, loaded: Checkpoint, source: str, targets: Iterable[Path]) -> None:
+    """Write a pack to the first place that takes it, if any does."""
     for target in targets:
         with contextlib.suppress(GPT2ChatError, OSError, TypeError):  # nor is what JSON does not know kept
             save(pack, loaded, source, target)
-            return target
-    return None
+            return

@@ -144,6 +144,11 @@ def rounded(matrix: Tensor, form: str) -> Tensor:
     return unpack(pack(matrix, form), form, *matrix.shape)
 
 
+def is_packed(name: str, shape: Sequence[int]) -> bool:
+    """Whether a weight is kept in panels: every matrix but the embedding of positions, of which one row is read."""
+    return len(shape) == 2 and name != "wpe.weight"
+
+
 def form_for(name: str, form: str) -> str:
     """Return the form of one matrix: the embedding and the head keep 8 bits where the others have 4."""
     return "int8" if form == "int4" and name in ("wte.weight", "lm_head.weight") else form

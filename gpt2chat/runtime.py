@@ -74,6 +74,20 @@ class TorchRuntime:
         return self.model.logits(hidden[0, hidden.size(1) - wanted :]).float()
 
 
+def rewind(cache: Cache, cached: Sequence[int], ids: Sequence[int]) -> int:
+    """Let a cache of the ids `cached` forget what does not begin `ids`; return how many are left, not all of them.
+
+    The last id always has to be computed: its logits are what is wanted.
+    """
+    same = 0
+    for old, new in zip(cached[: cache.length], ids[:-1], strict=False):
+        if old != new:
+            break
+        same += 1
+    cache.truncate(same)
+    return same
+
+
 def as_runtime(model: GPT2 | Runtime) -> Runtime:
     """Return what runs a network; one that already is a runtime is returned as it is."""
     return TorchRuntime(model) if isinstance(model, GPT2) else model
@@ -261,7 +275,7 @@ class NativeRuntime:
         parts = (panels.weight, panels.scale, panels.sum, bias)
         pointers = [None if part is None else part.data_ptr() for part in parts]
         kind = form_of(panels)
-        inputs = panels.weight.size(1) * {"float32": 1, "bfloat16": 2, "int8": 4, "int4": 8}[kind]
+        inputs = panels.weight.size(1) * panels.weight.size(3) * (2 if kind == "int4" else 1)
         return Linear(*pointers, KINDS[kind], outputs, inputs)
 
 

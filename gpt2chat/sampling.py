@@ -16,6 +16,7 @@ from gpt2chat.errors import ConfigError, ModelError
 Scores = npt.NDArray[np.float32]
 Weights = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the step of SplitMix64
 
 
 def _check(name: str, value: object, low: float, high: float, expected: str) -> None:
@@ -92,15 +93,15 @@ def gumbel(seed: int, place: int, ids: Ids) -> Weights:
 
     This is the Gumbel-max way to draw (Maddison et al. 2014) over uniform numbers by SplitMix64 (Steele et al. 2014).
     """
-    key = int(_mixed(np.array([_mixed(np.array([seed], np.uint64))[0] + np.uint64(place)], np.uint64))[0])
-    bits = _mixed(ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key))
+    key = _mixed(_mixed(np.array([seed], np.uint64)) + np.uint64(place))
+    bits = _mixed(ids.astype(np.uint64) * GOLDEN + key)
     uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     return -np.log(-np.log(uniform))
 
 
 def _mixed(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Return numbers whose bits depend on all bits of the given ones: the end of SplitMix64."""
-    numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
+    numbers = numbers + GOLDEN
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return numbers ^ (numbers >> np.uint64(31))

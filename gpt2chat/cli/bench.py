@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import click
 
-from gpt2chat.cli.options import compile_option, device_options, quantize_option
+from gpt2chat.cli.options import Decorator, compile_option, device_options, quantize_option, stacked
 from gpt2chat.cli.terminal import SETTINGS, reports_errors, say
 
 
@@ -27,8 +26,8 @@ def bench_command() -> None:
     """
 
 
-def _options(prompt: int, new: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    options: list[Callable[..., Any]] = [
+def _options(prompt: int, new: int) -> Decorator:
+    return stacked(
         click.option("--model", default="demo", help="A .pt file or a model's name."),
         click.option("--random_weights", is_flag=True, help="A released size with random weights: nothing is fetched."),
         click.option("--prompt_tokens", type=click.IntRange(1), default=prompt, show_default=True),
@@ -38,14 +37,7 @@ def _options(prompt: int, new: int) -> Callable[[Callable[..., Any]], Callable[.
         quantize_option,
         compile_option,
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-    ]
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
+    )
 
 
 @bench_command.command("decode", context_settings=SETTINGS)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gpt2chat.formats import Source
     from gpt2chat.records import Report
 
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 WAY_OUT = "; gpt2chat data check names all faults, --fix mends"  # behind a fault that ended the reading
 
 
@@ -57,7 +58,12 @@ def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--max_new_tokens", "--max_tokens", type=int, default=256, help="Longest answer, in tokens."),
         click.option("--seed", type=int, help="Same seed, same answers; without it each answer is new."),
     ]
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
+    return stacked(*options)(function)
+
+
+def stacked(*options: Decorator) -> Decorator:
+    """Return what adds several options, which the help then shows in this order."""
+    return lambda function: functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), function)
 
 
 GENERATION_NAMES = (
@@ -89,7 +95,7 @@ def draft_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--draft", default="auto", help=words)(function)
 
 
-def device_options(dtype: str = "auto") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def device_options(dtype: str = "auto") -> Decorator:
     """Add --device and --dtype, whose default is `dtype`."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
