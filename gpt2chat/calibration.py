@@ -22,10 +22,10 @@ ROWS, LENGTH = 24, 128  # texts that the network writes to be calibrated on, and
 TOGETHER = 4  # of them that go through a layer at once
 
 
-def own_texts(runtime: Runtime, start: int) -> Tensor:
+def own_texts(runtime: Runtime, start: int, first_seed: int = 0) -> Tensor:
     """Return texts (ROWS, LENGTH) that a network writes behind the end token `start`, the same each time."""
     length, rows = min(LENGTH, runtime.config.n_ctx), []
-    for seed in range(ROWS):
+    for seed in range(first_seed, first_seed + ROWS):
         sampler, cache = Sampler(GenerationConfig(temperature=1, top_k=0, seed=seed)), runtime.new_cache()
         ids = [start]
         while len(ids) < length:

@@ -72,7 +72,8 @@ def int4_compensated(matrix: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
     matrix, columns = matrix.float().clone(), matrix.size(1)
     moments = moments.clone()
     diagonal = moments.diagonal()
-    diagonal += 0.01 * diagonal.mean() + 1e-8  # damping, as in the paper; inputs that are always zero count little
+    # Ten times the damping of the paper: with few texts to see the inputs on, errors in other texts are half as large.
+    diagonal += 0.1 * diagonal.mean() + 1e-8
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
     factor = torch.linalg.cholesky(inverse, upper=True)
     numbers, scales = torch.empty_like(matrix, dtype=torch.int8), []

@@ -87,8 +87,8 @@ inline void ahead(const void* from) {
 
 #if defined(GPT2_AVX512)
 
-constexpr int kTogether = 4;   // rows that share the loads of a panel
-constexpr int kAttending = 8;  // ... and those of keys and values
+constexpr int kTogether = 7;   // rows that share the loads of a panel
+constexpr int kAttending = 8;  // ... and those of keys and values, without tiles
 
 struct Floats {
   __m512 v = _mm512_setzero_ps();
@@ -351,30 +351,25 @@ int bytes_per_input(int kind) {
   return kind == kInt8 || kind == kInt4 ? 1 : 4;
 }
 
-// The largest of n numbers, and of their magnitudes; n is a multiple of 16.
-template <typename Of>
-float largest(const float* x, int n, Of of) {
-  float lanes[kLanes];
-  for (int i = 0; i < kLanes; ++i) lanes[i] = of(x[i]);
-  for (int from = kLanes; from < n; from += kLanes)
-    for (int i = 0; i < kLanes; ++i) lanes[i] = of(x[from + i]) > lanes[i] ? of(x[from + i]) : lanes[i];
-  return *std::max_element(lanes, lanes + kLanes);
+inline float largest(const float* x, int n) {
+  float most = x[0];
+#pragma omp simd reduction(max : most)
+  for (int i = 0; i < n; ++i) most = x[i] > most ? x[i] : most;
+  return most;
 }
-float largest(const float* x, int n) {
-  return largest(x, n, [](float value) { return value; });
-}
-float largest_magnitude(const float* x, int n) {
-  float most = largest(x, n, [](float value) { return std::fabs(value); });
-  return most > 0 ? most : 1.0f;
+
+inline float largest_magnitude(const float* x, int n) {  // never 0, as it divides
+  float most = 0;
+#pragma omp simd reduction(max : most)
+  for (int i = 0; i < n; ++i) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
+  return std::max(most, 1e-30f);
 }
 
 // 0 if all n numbers are finite, else no number: what is rounded to whole numbers would hide it.
-float nothing_of(const float* x, int n) {
-  float lanes[kLanes] = {};
-  for (int from = 0; from < n; from += kLanes)
-    for (int i = 0; i < kLanes; ++i) lanes[i] += x[from + i] * 0.0f;
+inline float nothing_of(const float* x, int n) {
   float sum = 0;
-  for (float lane : lanes) sum += lane;
+#pragma omp simd reduction(+ : sum)
+  for (int i = 0; i < n; ++i) sum += x[i] * 0.0f;
   return sum;
 }
 
@@ -385,6 +380,7 @@ size_t place_of_step(size_t row, int group, int groups) {
 // Write row r, whose `inputs` numbers end with zeros, in the form that weights of `kind` meet.
 void prepare(int kind, const float* x, int inputs, const Rows& rows, size_t r) {
   char* row = rows.data + r * inputs * bytes_per_input(kind);
+  const float nothing = kind == kInt8 || kind == kInt4 ? nothing_of(x, inputs) : 0.0f;
   if (kind == kInt8) {
     float most = largest_magnitude(x, inputs), factor = 32767.0f / most;
     uint8_t *high = reinterpret_cast<uint8_t*>(row), *low = high + rows.capacity * inputs;
@@ -394,20 +390,17 @@ void prepare(int kind, const float* x, int inputs, const Rows& rows, size_t r) {
       high[i] = uint8_t(value >> 8);
       low[i] = uint8_t(value);
     }
-    rows.step[r] = most / 32767.0f + nothing_of(x, inputs);
+    rows.step[r] = most / 32767.0f + nothing;
   } else if (kind == kInt4) {
     int8_t* to = reinterpret_cast<int8_t*>(row);
     for (int g = 0; g < inputs / kGroup; ++g) {
       const float* part = x + g * kGroup;
       float most = largest_magnitude(part, kGroup), factor = 127.0f / most;
-      int32_t sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int i = 0; i < kGroup; ++i) {
-        int32_t value = int32_t(std::nearbyint(part[i] * factor));
-        to[g * kGroup + i] = int8_t(value);
-        sum += value;
-      }
-      rows.step[place_of_step(r, g, inputs / kGroup)] = most / 127.0f + nothing_of(part, kGroup);
+      int32_t values[kGroup], sum = 0;  // three loops, as one would mix vectors of two sizes
+      for (int i = 0; i < kGroup; ++i) values[i] = int32_t(std::nearbyint(part[i] * factor));
+      for (int i = 0; i < kGroup; ++i) sum += values[i];
+      for (int i = 0; i < kGroup; ++i) to[g * kGroup + i] = int8_t(values[i]);
+      rows.step[place_of_step(r, g, inputs / kGroup)] = most / 127.0f + nothing;
       rows.minus8[place_of_step(r, g, inputs / kGroup)] = -8 * sum;
     }
   } else if (bytes_per_input(kind) == 2) {
@@ -574,6 +567,15 @@ struct Tiles {  // of this thread: 0 to 3 for sums, 4 and 5 for activations, 6 a
     config.rows[6] = config.rows[7] = uint8_t(bytes / 4);
     _tile_loadconfig(&config);
   }
+  // For so many rows of queries: 4 takes them, 5 keys, 6 shares of 16 positions and 7 their values.
+  static void configure_attention(int rows) {
+    TileConfig config;
+    for (int i = 0; i < 8; ++i) config.bytes_per_row[i] = 64, config.rows[i] = uint8_t(rows);
+    config.rows[5] = 16;
+    config.bytes_per_row[6] = 32;
+    config.rows[7] = 8;
+    _tile_loadconfig(&config);
+  }
 };
 
 // Cut the halves of a panel of int4 into whole numbers from -8 to 7: (inputs / 4, 16, 4).
@@ -692,12 +694,15 @@ struct Cache;
 
 template <>
 struct Cache<float> {
-  static float make(float value) { return value; }
-  static size_t key(size_t position, int size, int d) {
-    return (position / kLanes * size + d) * kLanes + position % kLanes;
+  // Put 16 numbers of a key or a value, from dimension d on, at a position of a head of `size` dimensions.
+  static void put_key(float* head, int position, int size, int d, const float* numbers) {
+    float* to = head + (size_t(position / kLanes) * size + d) * kLanes + position % kLanes;
+    for (int i = 0; i < kLanes; ++i) to[i * kLanes] = numbers[i];
   }
-  static size_t value(size_t position, int size, int d) {
-    return (position / kLanes * size + d / kLanes * kLanes + position % kLanes) * kLanes + d % kLanes;
+  static void put_value(float* head, int position, int size, int d, const float* numbers) {
+    float* to = head + (size_t(position / kLanes) * size + d + position % kLanes) * kLanes;
+    std::memcpy(to, numbers, kLanes * sizeof(float));
+    if (position % 2 == 0) std::fill(to + kLanes, to + 2 * kLanes, 0.0f);  // is read with it, times zero
   }
   static void load(const float* from, Floats& first, Floats& second) {
     first = ::load(from);
@@ -706,17 +711,39 @@ struct Cache<float> {
 };
 
 template <>
-struct Cache<uint16_t> {
-  static uint16_t make(float value) { return to_bfloat16(value); }
-  static size_t key(size_t position, int size, int d) {
-    return (position / kLanes * size + d / 2 * 2) * kLanes + position % kLanes * 2 + d % 2;
+struct Cache<uint16_t> {  // two dimensions of keys lie side by side, and two positions of values
+  static void put_key(uint16_t* head, int position, int size, int d, const float* numbers) {
+    uint16_t* to = head + (size_t(position / kLanes) * size + d) * kLanes + 2 * (position % kLanes);
+    for (int i = 0; i < kLanes; i += 2) {
+      const uint16_t pair[2] = {to_bfloat16(numbers[i]), to_bfloat16(numbers[i + 1])};
+      std::memcpy(to + i * kLanes, pair, sizeof pair);
+    }
   }
-  static size_t value(size_t position, int size, int d) {
-    size_t pair = position % kLanes / 2;
-    return (position / kLanes * size + d / kLanes * kLanes + 2 * pair) * kLanes + d % kLanes * 2 + position % 2;
+  static void put_value(uint16_t* head, int position, int size, int d, const float* numbers) {
+    uint16_t* to = head + (size_t(position / kLanes) * size + d + position % kLanes / 2 * 2) * kLanes;
+    uint16_t pairs[kLanes][2];
+    for (int i = 0; i < kLanes; ++i) {
+      pairs[i][0] = position % 2 ? to[2 * i] : to_bfloat16(numbers[i]);
+      pairs[i][1] = position % 2 ? to_bfloat16(numbers[i]) : uint16_t(0);  // is read with it, times zero
+    }
+    std::memcpy(to, pairs, sizeof pairs);
   }
   static void load(const uint16_t* from, Floats& first, Floats& second) { load_pairs(from, first, second); }
 };
+
+// Turn the first `seen` of `room` scores into their exponentials, relative to the largest, and the others into zeros;
+// return the sum.
+float raise_scores(float* row, int seen, int room) {
+  std::fill(row + seen, row + room, -INFINITY);
+  const float most = largest(row, room);
+  float sums[kLanes] = {}, sum = 0;
+  for (int t = 0; t < room; ++t) row[t] = exponential(row[t] - most);
+  std::fill(row + seen, row + room, 0.0f);
+  for (int t = 0; t < room; t += kLanes)
+    for (int i = 0; i < kLanes; ++i) sums[i] += row[t + i];
+  for (float part : sums) sum += part;
+  return sum;
+}
 
 // softmax(q K^T / sqrt(size)) V of one head for ROWS neighbouring rows of one stream, the first of which sees `length`
 // positions; q and y are `stride` apart, scores has room for ROWS times the positions, rounded up to blocks.
@@ -736,20 +763,8 @@ void attend(const float* q, const T* keys, const T* values, int length, int size
     }
     for (int r = 0; r < ROWS; ++r) store(scores + r * room + block * kLanes, (sum[r][0] + sum[r][1]) * factor);
   }
-  float total[ROWS] = {};
-  for (int r = 0; r < ROWS; ++r) {
-    float* row = scores + r * room;
-    const int seen = length + r;
-    std::fill(row + seen, row + room, -INFINITY);
-    const float most = largest(row, room);
-    float sums[kLanes] = {}, sum = 0;
-    for (int t = 0; t < room; ++t) row[t] = exponential(row[t] - most);
-    std::fill(row + seen, row + room, 0.0f);
-    for (int t = 0; t < room; t += kLanes)
-      for (int i = 0; i < kLanes; ++i) sums[i] += row[t + i];
-    for (float part : sums) sum += part;
-    total[r] = sum;
-  }
+  float total[ROWS];
+  for (int r = 0; r < ROWS; ++r) total[r] = raise_scores(scores + r * room, length + r, room);
   for (int d = 0; d < size; d += kLanes) {
     Floats sum[ROWS][2];
     for (int t = 0; t < length + ROWS - 1; t += 2) {
@@ -764,6 +779,75 @@ void attend(const float* q, const T* keys, const T* values, int length, int size
     for (int r = 0; r < ROWS; ++r) store(y + r * stride + d, (sum[r][0] + sum[r][1]) * (1.0f / total[r]));
   }
 }
+
+#if defined(GPT2_AMX)
+
+// The same with tiles, for up to 16 rows: `size` is a multiple of 64, and the queries and the shares are rounded to
+// bfloat16 as well. A row of scores is `room` and some more apart from the next, so that they meet in no set of the cache.
+void attend_tiles(int rows, const float* q, const uint16_t* keys, const uint16_t* values, int length, int size,
+                  size_t stride, float* scores, float* y) {
+  const int blocks = (length + rows - 1 + kLanes - 1) / kLanes, room = blocks * kLanes;
+  const size_t apart = room + kLanes;
+  const float factor = 1.0f / std::sqrt(float(size));
+  auto queries = reinterpret_cast<uint16_t*>(scores + 16 * apart);
+  alignas(64) float sums[4][16][kLanes];
+  for (int r = 0; r < rows; ++r)
+#pragma omp simd
+    for (int d = 0; d < size; ++d) queries[r * size + d] = to_bfloat16(q[r * stride + d] * factor);
+  Tiles::configure_attention(rows);
+  for (int block = 0; block < blocks; block += 2) {
+    const int next = std::min(block + 1, blocks - 1);
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int d = 0; d < size; d += 32) {
+      _tile_loadd(4, queries + d, size * 2);
+      _tile_loadd(5, keys + (size_t(block) * size + d) * kLanes, 64);
+      _tile_dpbf16ps(0, 4, 5);
+      _tile_loadd(5, keys + (size_t(next) * size + d) * kLanes, 64);
+      _tile_dpbf16ps(1, 4, 5);
+    }
+    _tile_stored(0, scores + block * kLanes, apart * 4);
+    _tile_stored(1, scores + next * kLanes, apart * 4);
+  }
+  float total[16];
+  for (int r = 0; r < rows; ++r) {
+    float* row = scores + r * apart;
+    total[r] = raise_scores(row, length + r, room);
+    uint16_t* shares = reinterpret_cast<uint16_t*>(row);
+    for (int t = 0; t < room; t += kLanes) {
+      uint16_t part[kLanes];
+      for (int i = 0; i < kLanes; ++i) part[i] = to_bfloat16(row[t + i]);
+      std::memcpy(shares + t, part, sizeof part);
+    }
+  }
+  for (int d = 0; d < size; d += 4 * kLanes) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int block = 0; block < blocks; ++block) {
+      const uint16_t* from = values + (size_t(block) * size + d) * kLanes;
+      _tile_loadd(6, scores + block * kLanes / 2, apart * 4);
+      _tile_loadd(7, from, 64);
+      _tile_dpbf16ps(0, 6, 7);
+      _tile_loadd(7, from + kLanes * kLanes, 64);
+      _tile_dpbf16ps(1, 6, 7);
+      _tile_loadd(7, from + 2 * kLanes * kLanes, 64);
+      _tile_dpbf16ps(2, 6, 7);
+      _tile_loadd(7, from + 3 * kLanes * kLanes, 64);
+      _tile_dpbf16ps(3, 6, 7);
+    }
+    _tile_stored(0, sums[0], 64);
+    _tile_stored(1, sums[1], 64);
+    _tile_stored(2, sums[2], 64);
+    _tile_stored(3, sums[3], 64);
+    for (int r = 0; r < rows; ++r)
+      for (int part = 0; part < 4; ++part)
+        store(y + r * stride + d + part * kLanes, load(sums[part][r]) * (1.0f / total[r]));
+  }
+}
+
+#endif
 
 // -- the forward pass -------------------------------------------------------------------------------------------------
 
@@ -926,17 +1010,14 @@ struct Pass {
     const Rows& x = prepared(block.attention_in, rows, [&](int r) {
       return norm(shared.x + r * sizes.width, block.norm1_weight, block.norm1_bias);
     });
+    int known = -1, which = 0, head = 0, d = 0;  // of the panel at hand
     apply(block.attention_in, x, rows, [&](int r, int first, Floats sums) {
-      const int which = first / width, place = first % width, head = place / size, d = place % size;
-      if (which == 0) return store(shared.queries + r * sizes.width + place, sums);
+      if (first != known) known = first, which = first / width, head = first % width / size, d = first % width % size;
+      if (which == 0) return store(shared.queries + r * sizes.width + first, sums);
       T* cached = (which == 1 ? keys : values)[r] + layer * layer_stride + head * head_stride;
-      const int at = positions[r];
       float numbers[kLanes];
       store(numbers, sums);
-      for (int i = 0; i < kLanes; ++i)
-        cached[which == 1 ? Cache<T>::key(at, size, d + i) : Cache<T>::value(at, size, d + i)] = Cache<T>::make(numbers[i]);
-      if (which == 2 && at % 2 == 0)  // the other of the pair is read, times zero: what was there before must be finite
-        for (int i = 0; i < kLanes; ++i) cached[Cache<T>::value(at + 1, size, d + i)] = 0;
+      (which == 1 ? Cache<T>::put_key : Cache<T>::put_value)(cached, positions[r], size, d, numbers);
     });
     wait();
     mix(layer, size);
@@ -945,9 +1026,11 @@ struct Pass {
 
   // Attention of all heads; neighbouring rows of one stream go through its cache together.
   void mix(int layer, int size) {
+    const bool tiles = use_tiles && sizeof(T) == 2 && size % 64 == 0;
     share(model.heads, 1, [&](int head, int) {
       for (int r = 0, together; r < rows; r += together) {
-        for (together = 1; together < kAttending && r + together < rows && keys[r + together] == keys[r] &&
+        const int most = tiles ? 16 : kAttending;
+        for (together = 1; together < most && r + together < rows && keys[r + together] == keys[r] &&
                            positions[r + together] == positions[r] + together;)
           ++together;
         const size_t cached = layer * layer_stride + head * head_stride, place = r * sizes.width + head * size;
@@ -955,8 +1038,18 @@ struct Pass {
         const int length = positions[r] + 1;
         const float* q = shared.queries + place;
         float* y = shared.mixed + place;
+#if defined(GPT2_AMX)
+        if constexpr (sizeof(T) == 2)
+          if (tiles) {
+            attend_tiles(together, q, k, v, length, size, sizes.width, scores, y);
+            continue;
+          }
+#endif
         with_rows<kAttending>(together, [&](auto n) { attend<n()>(q, k, v, length, size, sizes.width, scores, y); });
       }
+#if defined(GPT2_AMX)
+      if (tiles) Tiles::configure(64);
+#endif
     });
   }
 
@@ -995,7 +1088,7 @@ struct Pass {
 size_t own_bytes(const Sizes& sizes, int context) {
   size_t widest = std::max(sizes.width, sizes.inner), few = rounded(kFew, 32);
   return rounded(few * widest * 4) + 2 * rounded(few * widest / kGroup * 4) + rounded(sizes.width * 4) + widest * kLanes +
-         rounded(kAttending * rounded(context + kAttending, kLanes) * 4);
+         rounded(16 * (rounded(context, kLanes) + 2 * kLanes) * 4) + rounded(16 * sizes.width * 2);
 }
 
 template <typename T>
