@@ -39,3 +39,7 @@ class ModelError(GPT2ChatError, ArithmeticError):
 
 class TrainingError(GPT2ChatError):
     """Training cannot go on (non-finite gradients, nothing to learn from)."""
+
+
+class EngineFull(GPT2ChatError):
+    """As many requests wait as may; the same request can be answered later."""

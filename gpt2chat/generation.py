@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from typing import Protocol
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from gpt2chat.drafts import Draft, Pace
 from gpt2chat.errors import ContextError
 from gpt2chat.model import GPT2
 from gpt2chat.runtime import Runtime, as_runtime, rewind
-from gpt2chat.sampling import GenerationConfig, Sampler
+from gpt2chat.sampling import GenerationConfig, Sampler, Scores
 from gpt2chat.tokenizer import StreamDecoder, Tokenizer
 
 PREFILL_TOKENS = 512  # longer prompts go through the network in slices of this size
@@ -70,8 +71,10 @@ class Decoder:
         guesses: list[int] = []
         rows = self._prefill(prompt)
         while True:
-            tokens = self._checked(rows, guesses, sampler, drawn, stop)
+            tokens = checked(rows, guesses, sampler, self.ids, drawn, stop)
             self.cache.truncate(len(self.ids) + len(tokens) - 1)
+            self.drafted_tokens += len(guesses)
+            self.accepted_tokens += len(tokens) - 1
             if guesses:
                 pace.note(len(guesses), len(tokens) - 1)
             drawn += len(tokens)
@@ -79,20 +82,6 @@ class Decoder:
             most = min(pace.most(), limit - drawn - 1) if self.draft else 0
             guesses = self.draft.propose(self.ids, most, sampler, drawn) if self.draft and most > 0 else []
             rows = self.runtime.forward([self.ids[-1], *guesses], self.cache, 1 + len(guesses))
-
-    def _checked(
-        self, rows: Tensor, guesses: Sequence[int], sampler: Sampler, drawn: int, stop: Collection[int]
-    ) -> list[int]:
-        """Draw from rows of logits (1 + guesses, V) for as long as what is drawn is what was guessed."""
-        seen, tokens = list(self.ids) if sampler.config.repetition_penalty != 1 else [], list[int]()
-        for row, guess in zip(rows, [*guesses, None], strict=True):
-            token = sampler.sample(row, seen + tokens, drawn + len(tokens))
-            tokens.append(token)
-            if token != guess or token in stop:
-                break
-        self.drafted_tokens += len(guesses)
-        self.accepted_tokens += len(tokens) - 1
-        return tokens
 
     def _prefill(self, prompt: Sequence[int]) -> Tensor:
         """Bring the cache to the whole prompt; return the logits (1, V) after its last id."""
@@ -104,6 +93,27 @@ class Decoder:
             logits = self.runtime.forward(part, self.cache)
             self.ids.extend(part)
         return logits
+
+
+def checked(
+    rows: Iterable[Tensor | Scores],
+    guesses: Sequence[int],
+    sampler: Sampler,
+    ids: Sequence[int],
+    drawn: int,
+    stop: Collection[int],
+) -> list[int]:
+    """Draw from rows of logits (1 + guesses, V) behind `ids`, for as long as what is drawn is what was guessed.
+
+    The first token is at the place `drawn` of the answer; at least one is returned.
+    """
+    seen, tokens = list(ids) if sampler.config.repetition_penalty != 1 else [], list[int]()
+    for row, guess in zip(rows, [*guesses, None], strict=True):
+        token = sampler.sample(row, seen + tokens, drawn + len(tokens))
+        tokens.append(token)
+        if token != guess or token in stop:
+            break
+    return tokens
 
 
 class StopFilter:
@@ -145,8 +155,15 @@ class StopFilter:
         return 0
 
 
+class Answering(Protocol):
+    """Turns prompts into ids: a `Decoder`, or an `Engine` with others."""
+
+    def generate(self, prompt: Sequence[int], config: GenerationConfig, stop: Collection[int]) -> Iterator[int]:
+        """Yield the answer's ids until one of `stop` is drawn or no room is left."""
+
+
 def stream_answer(
-    decoder: Decoder, conversation: Conversation, template: Template, tokenizer: Tokenizer, config: GenerationConfig
+    decoder: Answering, conversation: Conversation, template: Template, tokenizer: Tokenizer, config: GenerationConfig
 ) -> Generator[str, None, None]:
     """Answer the last message of a conversation piece by piece: rendered, decoded, ended as the template says."""
     ids = decoder.generate(render_prompt(conversation, template, tokenizer), config, {tokenizer.end_id})
@@ -172,6 +189,17 @@ def stream_text(
     finally:
         if isinstance(ids, Generator):
             ids.close()
+
+
+def stop_watch(decoder: StreamDecoder, stop: Iterable[str]) -> Callable[[int], bool]:
+    """Return what tells, given the ids of an answer one by one, whether its text now holds a stop string."""
+    stops = StopFilter(stop)
+
+    def watch(token: int) -> bool:
+        stops.push(decoder.push(token))
+        return stops.stopped
+
+    return watch
 
 
 class _LeadFilter:

@@ -123,6 +123,13 @@ def peak_bytes(device: torch.device) -> int:
     return 0
 
 
+def available_bytes() -> int:
+    """Return how much memory programs can still take without pushing others out; 4 GiB where it is not known."""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo", encoding="ascii") as file:
+        return int(next(line for line in file if line.startswith("MemAvailable")).split()[1]) << 10
+    return 4 << 30
+
+
 def _resident_bytes() -> int:
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

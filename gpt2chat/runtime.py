@@ -10,7 +10,8 @@ import mmap
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from ctypes import addressof, c_void_p
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +34,14 @@ class Cache(Protocol):
         """Forget all tokens from position `length` on."""
 
 
+class Part(NamedTuple):
+    """Ids of one stream that follow those in its cache; logits after the last `wanted` of them are asked for."""
+
+    ids: Sequence[int]
+    cache: Cache
+    wanted: int
+
+
 class Runtime(Protocol):
     """A network that decodes. `form` is how its weights are kept, `description` says so in words."""
 
@@ -48,6 +57,12 @@ class Runtime(Protocol):
         """Run ids behind the cached ones; return the logits (wanted, V) after the last of them.
 
         Raises ContextError past `n_ctx`; the cache is then as it was.
+        """
+
+    def forward_batch(self, parts: Sequence[Part]) -> Tensor:
+        """Run parts of several streams together; return the wanted logits of all, one behind the other.
+
+        A fault leaves all caches as they were.
         """
 
 
@@ -72,6 +87,18 @@ class TorchRuntime:
         batch = torch.tensor([list(ids)], device=self.device)  # (1, T)
         hidden = self.model.hidden_states(batch, cache)  # type: ignore[arg-type]
         return self.model.logits(hidden[0, hidden.size(1) - wanted :]).float()
+
+    def forward_batch(self, parts: Sequence[Part]) -> Tensor:
+        """Run parts of several streams in turn, so that no sum depends on another stream; return all wanted logits."""
+        lengths, logits = [part.cache.length for part in parts], []
+        try:
+            for ids, cache, wanted in parts:
+                logits.append(self.forward(ids, cache, wanted)[:wanted])
+        except BaseException:
+            for part, length in zip(parts, lengths, strict=True):
+                part.cache.truncate(length)
+            raise
+        return torch.cat(logits)
 
 
 def rewind(cache: Cache, cached: Sequence[int], ids: Sequence[int]) -> int:
@@ -114,13 +141,32 @@ class Arena:
 
 
 class NativeCache:
-    """Keys and values as the native decoder keeps them: in blocks of 16 positions."""
+    """Keys and values of one stream as the native decoder keeps them: in pages of `page` positions.
 
-    def __init__(self, config: GPT2Config, dtype: torch.dtype) -> None:
-        self.room = -(-config.n_ctx // LANES) * LANES
-        self.keys = torch.zeros(config.n_layer * self.room * config.n_embd, dtype=dtype)
-        self.values = torch.zeros_like(self.keys)
-        self.length = 0
+    A page is a tensor of (keys and values, layers, heads, blocks of 16 positions).
+    """
+
+    def __init__(self, page: int, pages: Sequence[Tensor] = (), most: int = 1) -> None:
+        """Take the first pages of at most `most`."""
+        self.page, self.length = page, 0
+        self.pages = list[Tensor]()
+        self.table = (c_void_p * most)()
+        for tensor in pages:
+            self.add(tensor)
+
+    @property
+    def room(self) -> int:
+        """How many positions the pages have."""
+        return len(self.pages) * self.page
+
+    def add(self, page: Tensor) -> None:
+        """Put a page behind the others."""
+        self.table[len(self.pages)] = page.data_ptr()
+        self.pages.append(page)
+
+    def replace(self, number: int, page: Tensor) -> None:
+        """Put another page with the same content in the place of one."""
+        self.table[number], self.pages[number] = page.data_ptr(), page
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from position `length` on."""
@@ -189,7 +235,7 @@ class NativeRuntime:
         self._kernel, self._panels, self._vectors, self._cache_dtype = kernel, panels, vectors, cache_dtype
         self.team = Team(torch.get_num_threads())
         self._model = self._build()
-        self._scratch, self._rows = torch.empty(0, dtype=torch.uint8), 0
+        self._scratch = torch.empty(0, dtype=torch.uint8)
         self._lock = threading.Lock()
 
     @staticmethod
@@ -197,44 +243,62 @@ class NativeRuntime:
         """Whether the native decoder can run networks of this shape."""
         return config.n_embd // config.n_head % LANES == 0
 
+    def page_shape(self, positions: int) -> tuple[torch.Size, torch.dtype]:
+        """Return the shape and type of a page for so many positions, a multiple of 16."""
+        c = self.config
+        return torch.Size((2, c.n_layer, c.n_head, positions * (c.n_embd // c.n_head))), self._cache_dtype
+
     def new_cache(self) -> NativeCache:
-        """Return an empty cache for one stream."""
-        return NativeCache(self.config, self._cache_dtype)
+        """Return an empty cache for one stream: a single page for the whole context."""
+        room = -(-self.config.n_ctx // LANES) * LANES
+        shape, dtype = self.page_shape(room)
+        return NativeCache(room, [torch.zeros(shape, dtype=dtype)])
 
     def forward(self, ids: Sequence[int], cache: Cache, wanted: int = 1) -> Tensor:
         """Run ids behind the cached ones; return the logits (wanted, V) after the last of them."""
-        assert isinstance(cache, NativeCache)
-        n_ctx, past = self.config.n_ctx, cache.length
-        if past + len(ids) > n_ctx:
-            raise ContextError(f"expected at most {n_ctx} tokens, got {past + len(ids)}")
-        if not 0 <= min(ids) <= max(ids) < self.config.vocab_size:
-            raise IndexError(f"ids: expected 0 to {self.config.vocab_size - 1}, got {min(ids)} to {max(ids)}")
+        return self.forward_batch((Part(ids, cache, wanted),))
+
+    def forward_batch(self, parts: Sequence[Part]) -> Tensor:
+        """Run parts of several streams through the network together; return the wanted logits of all."""
+        for ids, cache, _ in parts:
+            self._check(ids, cache)
         with self._lock:  # one memory to work in: two threads take turns
-            logits = self._run(ids, cache, wanted)
-        cache.length = past + len(ids)
+            logits = self._run(parts)
+        for ids, cache, _ in parts:
+            cache.length += len(ids)
         return logits[:, : self.config.vocab_size]
 
-    def _run(self, ids: Sequence[int], cache: NativeCache, wanted: int) -> Tensor:
-        """Run ids in parts; return the padded logits (wanted, V rounded up)."""
-        self._make_room(min(len(ids), ROWS), cache.room)
-        logits = torch.empty(wanted, -(-self.config.vocab_size // LANES) * LANES)
-        past, done, began = cache.length, 0, time.perf_counter()
+    def _check(self, ids: Sequence[int], cache: Cache) -> None:
+        assert isinstance(cache, NativeCache)
+        n_ctx, length = self.config.n_ctx, cache.length + len(ids)
+        if length > n_ctx:
+            raise ContextError(f"expected at most {n_ctx} tokens, got {length}")
+        if length > cache.room:
+            raise ContextError(f"expected at most {cache.room} tokens, for which there are pages, got {length}")
+        if not 0 <= min(ids) <= max(ids) < self.config.vocab_size:
+            raise IndexError(f"ids: expected 0 to {self.config.vocab_size - 1}, got {min(ids)} to {max(ids)}")
+
+    def _run(self, parts: Sequence[Part]) -> Tensor:
+        """Run parts, some rows at a time; return the padded logits (wanted of all, V rounded up)."""
+        ids, positions, tables = list[int](), list[int](), list[int]()
+        wanted = list[int]()
+        for part in parts:
+            assert isinstance(part.cache, NativeCache)
+            ids += part.ids
+            positions += range(part.cache.length, part.cache.length + len(part.ids))
+            tables += [addressof(part.cache.table)] * len(part.ids)
+            wanted += range(len(ids) - part.wanted, len(ids))
+        page = parts[0].cache.page  # type: ignore[attr-defined]
+        longest = max(positions) + 1
+        self._make_room(min(len(ids), ROWS), longest)
+        logits = torch.empty(len(wanted), -(-self.config.vocab_size // LANES) * LANES)
+        done, began = 0, time.perf_counter()
         for start in range(0, len(ids), ROWS):
-            part = ids[start : start + ROWS]
-            first = max(0, len(ids) - wanted - start)  # of this part whose logits are wanted
-            asked = range(first, len(part))
-            self._kernel.forward(
-                self._model,
-                part,
-                range(past + start, past + start + len(part)),
-                (cache.keys.data_ptr(),) * len(part),
-                (cache.values.data_ptr(),) * len(part),
-                cache.room,
-                asked,
-                logits[done:].data_ptr(),
-                self._scratch.data_ptr(),
-                self.team.count,
-            )
+            rows = slice(start, start + ROWS)
+            asked = [row - start for row in wanted if start <= row < start + ROWS]
+            where = (positions[rows], tables[rows], page, longest)
+            out = (logits[done:].data_ptr(), self._scratch.data_ptr())
+            self._kernel.forward(self._model, ids[rows], *where, asked, *out, self.team.count)
             done += len(asked)
         if len(ids) == 1:
             self.team.note(time.perf_counter() - began)
@@ -246,11 +310,14 @@ class NativeRuntime:
         read = [panels for name, panels in self._panels.items() if tied or name != "wte.weight"]
         return sum(tensor.nbytes for panels in read for tensor in panels.tensors().values())
 
-    def _make_room(self, rows: int, context: int) -> None:
+    def _make_room(self, rows: int, longest: int) -> None:
         """Make the memory of a pass larger where it has to be."""
-        if rows > self._rows:
-            size = self._kernel.scratch(self._model, rows, context, self.team.all)
-            self._scratch, self._rows = torch.empty(size, dtype=torch.uint8), rows
+        size = self._kernel.scratch(self._model, rows, longest, self.team.all)
+        if size > self._scratch.numel():
+            longest = -(-longest // ROWS) * ROWS  # the next tokens will need a little more
+            self._scratch = torch.empty(
+                self._kernel.scratch(self._model, rows, longest, self.team.all), dtype=torch.uint8
+            )
 
     def _build(self) -> Model:
         c = self.config

@@ -22,7 +22,7 @@ from gpt2chat.errors import ContextError
 from gpt2chat.kernels.binding import Kernel
 from gpt2chat.model import GPT2, GPT2Config
 from gpt2chat.quantize import FORMS, form_for, int4_groups, int8_rows, pack, rounded, unpack
-from gpt2chat.runtime import NativeRuntime, Team, TorchRuntime
+from gpt2chat.runtime import NativeCache, NativeRuntime, Part, Team, TorchRuntime
 
 # 3 layers of odd sizes: a width that is no multiple of 64, heads of 16 and 48, a vocabulary that ends within a panel
 SHAPES = {
@@ -110,24 +110,51 @@ def test_an_answer_does_not_depend_on_the_number_of_threads(native: Kernel, form
     ids = ids_for(ours.config, 90)
     answers = []
     for threads in (1, 2, 3):
-        ours.team, ours._rows = Team(threads), 0
+        ours.team = Team(threads)
         answers.append(in_pieces(ours, ids, [70, 1, 1, 8, 10]))
     assert torch.equal(answers[0], answers[1])
     assert torch.equal(answers[0], answers[2])
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_was_in_the_cache_before_leaves_no_trace(native: Kernel, form: str) -> None:
-    ours = runtime(native, "narrow", form)
+@pytest.mark.parametrize("shape", ["narrow", "wide"])
+def test_what_was_in_the_cache_before_leaves_no_trace(native: Kernel, shape: str, form: str) -> None:
+    ours = runtime(native, shape, form)
     cache, fresh = ours.new_cache(), ours.new_cache()
     ours.forward(ids_for(ours.config, 99, seed=5), cache)
-    cache.truncate(7)
-    for part in (cache.keys, cache.values):  # (layers, heads, blocks, ...): all but the first block
-        part.view(3, 3, 7, -1)[:, :, 1:] = float("nan")
-    first = ids_for(ours.config, 99, seed=5)[:7]
+    cache.truncate(16)
+    blocks = cache.page // 16
+    cache.pages[0].view(2, ours.config.n_layer, ours.config.n_head, blocks, -1)[:, :, :, 1:] = float("nan")
+    first = ids_for(ours.config, 99, seed=5)[:16]
     ours.forward(first, fresh)
     for id in ids_for(ours.config, 20, seed=6):
         assert torch.equal(ours.forward([id], cache).clone(), ours.forward([id], fresh))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", ["narrow", "wide"])
+def test_an_answer_depends_neither_on_pages_nor_on_what_is_computed_with_it(
+    native: Kernel, shape: str, form: str
+) -> None:
+    ours = runtime(native, shape, form)
+    texts = [ids_for(ours.config, length, seed=length) for length in (70, 33, 1, 16, 57)]
+    alone = [in_pieces(ours, ids, [len(ids)]) for ids in texts]
+    size, dtype = ours.page_shape(16)
+    caches = [NativeCache(16, [torch.full(size, float("nan"), dtype=dtype) for _ in range(5)], 5) for _ in texts]
+    together: list[list[torch.Tensor]] = [[] for _ in texts]
+    places = [0] * len(texts)
+    for sizes in ((40, 20, 1, 3, 0), (30, 1, 0, 12, 56), (0, 12, 0, 1, 1)):
+        parts = [
+            (number, Part(ids[place : place + size], cache, size))
+            for number, (ids, cache, place, size) in enumerate(zip(texts, caches, places, sizes, strict=True))
+            if size
+        ]
+        logits = ours.forward_batch([part for _, part in parts]).split([part.wanted for _, part in parts])
+        for (number, part), found in zip(parts, logits, strict=True):
+            together[number].append(found.clone())
+            places[number] += part.wanted
+    for found, expected in zip(together, alone, strict=True):
+        assert torch.equal(torch.cat(found), expected)
 
 
 def test_what_does_not_fit_or_is_no_id_is_refused_and_the_cache_stays(native: Kernel) -> None:
@@ -241,6 +268,19 @@ def test_without_a_compiler_torch_answers_and_the_reason_is_told(
 def test_a_compiler_that_fails_is_quoted(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", f"{sys.executable} -c 'raise SystemExit(1)'".split(" -c")[0] + " -c import_nothing")
     with pytest.raises(kernels.KernelUnavailable, match="cannot compile it"):
+        kernels.kernel()
+    assert list((unknown / "kernels").iterdir()) == [unknown / "kernels" / "lock"]
+
+
+def test_a_full_disk_is_no_reason_to_keep_a_slower_library(
+    unknown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "compiler"
+    script = '#!/bin/sh\ncase "$*" in *native*) echo "x.s: No space left on device" >&2; exit 1;; esac\nexec g++ "$@"\n'
+    compiler.write_text(script)
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(kernels.KernelUnavailable, match="No space left on device"):
         kernels.kernel()
     assert list((unknown / "kernels").iterdir()) == [unknown / "kernels" / "lock"]
 

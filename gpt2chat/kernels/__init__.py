@@ -34,6 +34,7 @@ VARIANTS = (
     (),
 )
 COMPILERS = ("c++", "g++", "clang++")
+TRANSIENT = ("No space left on device", "signal terminated", "annot allocate memory", "Disk quota exceeded")
 OFF = "GPT2CHAT_NATIVE"  # set to 0: never use the native decoder
 
 
@@ -112,11 +113,11 @@ def _named(name: str, content: bytes) -> str:
 
 def _compile(compiler: str, folder: Path, name: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        made, said = Path(scratch, "decode.so"), ""
+        made, said, english = Path(scratch, "decode.so"), "", {**os.environ, "LC_ALL": "C"}
         for variant in VARIANTS:
             command = [*compiler.split(), *FLAGS, *variant, str(SOURCE), "-o", str(made)]
             try:
-                done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
+                done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, env=english)
             except OSError as error:
                 raise KernelUnavailable(f"{compiler!r} cannot be run: {error.strerror or error}") from error
             if done.returncode == 0:
@@ -125,6 +126,8 @@ def _compile(compiler: str, folder: Path, name: str) -> Path:
                 return library
             lines = done.stderr.decode("utf-8", "replace").splitlines()
             said = said or next(iter(lines), f"exit status {done.returncode}")
+            if done.returncode < 0 or any(words in line for line in lines for words in TRANSIENT):
+                break  # a slower library would be kept for good
         raise KernelUnavailable(f"{compiler} cannot compile it: {said}")
 
 

@@ -66,16 +66,16 @@ class Kernel:
         library.gpt2_scratch.restype = c_int64
         library.gpt2_scratch.argtypes = (c_void_p, c_int, c_int, c_int)
         library.gpt2_forward.restype = None
-        pointers = (c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_void_p)
-        library.gpt2_forward.argtypes = (*pointers, c_int, c_void_p, c_int, c_void_p, c_void_p, c_int)
+        rows = (c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_int, c_int)
+        library.gpt2_forward.argtypes = (*rows, c_void_p, c_int, c_void_p, c_void_p, c_int)
         library.gpt2_read.restype = c_int64
         library.gpt2_read.argtypes = (c_void_p, c_int64, c_int)
         self._library = library
         self.instructions: str = (library.gpt2_instructions() or b"").decode()
 
-    def scratch(self, model: Model, rows: int, context: int, threads: int) -> int:
+    def scratch(self, model: Model, rows: int, longest: int, threads: int) -> int:
         """Return the bytes of memory that `forward` works in."""
-        return int(self._library.gpt2_scratch(byref(model), rows, context, threads))
+        return int(self._library.gpt2_scratch(byref(model), rows, longest, threads))
 
     def read(self, memory: int, size: int, threads: int) -> int:
         """Read `size` bytes at an address as fast as the decoder could; return their sum."""
@@ -86,9 +86,9 @@ class Kernel:
         model: Model,
         ids: Sequence[int],
         positions: Sequence[int],
-        keys: Sequence[int],
-        values: Sequence[int],
-        context: int,
+        tables: Sequence[int],
+        page: int,
+        longest: int,
         wanted: Sequence[int],
         logits: int,
         scratch: int,
@@ -96,7 +96,9 @@ class Kernel:
     ) -> None:
         """Run rows through the model; addresses of memory are whole numbers. See gpt2_forward in decode.cpp."""
         rows = len(ids)
-        pointers, numbers = c_void_p * rows, c_int32 * rows
-        arguments: tuple[Any, ...] = (numbers(*ids), rows, numbers(*positions), pointers(*keys), pointers(*values))
+        numbers, pointers = c_int32 * rows, c_void_p * rows
+        where: tuple[Any, ...] = (numbers(*positions), pointers(*tables), page, longest)
         asked = (c_int32 * len(wanted))(*wanted)
-        self._library.gpt2_forward(byref(model), *arguments, context, asked, len(wanted), logits, scratch, threads)
+        self._library.gpt2_forward(
+            byref(model), numbers(*ids), rows, *where, asked, len(wanted), logits, scratch, threads
+        )

@@ -694,13 +694,13 @@ struct Cache;
 
 template <>
 struct Cache<float> {
-  // Put 16 numbers of a key or a value, from dimension d on, at a position of a head of `size` dimensions.
-  static void put_key(float* head, int position, int size, int d, const float* numbers) {
-    float* to = head + (size_t(position / kLanes) * size + d) * kLanes + position % kLanes;
+  // Put 16 numbers of a key or a value, from dimension d on, at a position of a block.
+  static void put_key(float* block, int position, int d, const float* numbers) {
+    float* to = block + d * kLanes + position;
     for (int i = 0; i < kLanes; ++i) to[i * kLanes] = numbers[i];
   }
-  static void put_value(float* head, int position, int size, int d, const float* numbers) {
-    float* to = head + (size_t(position / kLanes) * size + d + position % kLanes) * kLanes;
+  static void put_value(float* block, int position, int d, const float* numbers) {
+    float* to = block + (d + position) * kLanes;
     std::memcpy(to, numbers, kLanes * sizeof(float));
     if (position % 2 == 0) std::fill(to + kLanes, to + 2 * kLanes, 0.0f);  // is read with it, times zero
   }
@@ -712,23 +712,36 @@ struct Cache<float> {
 
 template <>
 struct Cache<uint16_t> {  // two dimensions of keys lie side by side, and two positions of values
-  static void put_key(uint16_t* head, int position, int size, int d, const float* numbers) {
-    uint16_t* to = head + (size_t(position / kLanes) * size + d) * kLanes + 2 * (position % kLanes);
+  static void put_key(uint16_t* block, int position, int d, const float* numbers) {
+    uint16_t* to = block + d * kLanes + 2 * position;
     for (int i = 0; i < kLanes; i += 2) {
       const uint16_t pair[2] = {to_bfloat16(numbers[i]), to_bfloat16(numbers[i + 1])};
       std::memcpy(to + i * kLanes, pair, sizeof pair);
     }
   }
-  static void put_value(uint16_t* head, int position, int size, int d, const float* numbers) {
-    uint16_t* to = head + (size_t(position / kLanes) * size + d + position % kLanes / 2 * 2) * kLanes;
+  static void put_value(uint16_t* block, int position, int d, const float* numbers) {
+    uint16_t* to = block + (d + position / 2 * 2) * kLanes;
     uint16_t pairs[kLanes][2];
     for (int i = 0; i < kLanes; ++i) {
       pairs[i][0] = position % 2 ? to[2 * i] : to_bfloat16(numbers[i]);
-      pairs[i][1] = position % 2 ? to_bfloat16(numbers[i]) : uint16_t(0);  // is read with it, times zero
+      pairs[i][1] = position % 2 ? to_bfloat16(numbers[i]) : uint16_t(0);
     }
     std::memcpy(to, pairs, sizeof pairs);
+    // What comes later in the block is read with it, times zero, which must not meet infinities.
+    std::memset(to + 2 * kLanes, 0, (kLanes / 2 - 1 - position / 2) * sizeof pairs);
   }
   static void load(const uint16_t* from, Floats& first, Floats& second) { load_pairs(from, first, second); }
+};
+
+// The keys or values of one head of one stream, block by block.
+template <typename T>
+struct Head {
+  T* const* pages;
+  size_t offset;  // of this head in each page
+  int blocks;     // of a page
+  size_t numbers;  // of a block
+
+  T* block(int number) const { return pages[number / blocks] + offset + number % blocks * numbers; }
 };
 
 // Turn the first `seen` of `room` scores into their exponentials, relative to the largest, and the others into zeros;
@@ -748,14 +761,15 @@ float raise_scores(float* row, int seen, int room) {
 // softmax(q K^T / sqrt(size)) V of one head for ROWS neighbouring rows of one stream, the first of which sees `length`
 // positions; q and y are `stride` apart, scores has room for ROWS times the positions, rounded up to blocks.
 template <int ROWS, typename T>
-void attend(const float* q, const T* keys, const T* values, int length, int size, size_t stride, float* scores, float* y) {
+void attend(const float* q, Head<T> keys, Head<T> values, int length, int size, size_t stride, float* scores, float* y) {
   const int blocks = (length + ROWS - 1 + kLanes - 1) / kLanes, room = blocks * kLanes;
   const float factor = 1.0f / std::sqrt(float(size));
   for (int block = 0; block < blocks; ++block) {
+    const T* from = keys.block(block);
     Floats sum[ROWS][2];
     for (int d = 0; d < size; d += 2) {
       Floats first, second;
-      Cache<T>::load(keys + (size_t(block) * size + d) * kLanes, first, second);
+      Cache<T>::load(from + d * kLanes, first, second);
       for (int r = 0; r < ROWS; ++r) {
         sum[r][0].add(first, q[r * stride + d]);
         sum[r][1].add(second, q[r * stride + d + 1]);
@@ -767,13 +781,16 @@ void attend(const float* q, const T* keys, const T* values, int length, int size
   for (int r = 0; r < ROWS; ++r) total[r] = raise_scores(scores + r * room, length + r, room);
   for (int d = 0; d < size; d += kLanes) {
     Floats sum[ROWS][2];
-    for (int t = 0; t < length + ROWS - 1; t += 2) {
-      Floats first, second;
-      Cache<T>::load(values + (size_t(t / kLanes) * size + d + t % kLanes) * kLanes, first, second);
-      for (int r = 0; r < ROWS; ++r) {
-        const float* share = scores + r * room + t;
-        sum[r][0].add(first, share[0]);
-        sum[r][1].add(second, share[1]);
+    for (int block = 0; block < blocks; ++block) {
+      const T* from = values.block(block) + d * kLanes;
+      for (int t = 0; t < std::min(kLanes, length + ROWS - 1 - block * kLanes); t += 2) {
+        Floats first, second;
+        Cache<T>::load(from + t * kLanes, first, second);
+        for (int r = 0; r < ROWS; ++r) {
+          const float* share = scores + r * room + block * kLanes + t;
+          sum[r][0].add(first, share[0]);
+          sum[r][1].add(second, share[1]);
+        }
       }
     }
     for (int r = 0; r < ROWS; ++r) store(y + r * stride + d, (sum[r][0] + sum[r][1]) * (1.0f / total[r]));
@@ -784,7 +801,7 @@ void attend(const float* q, const T* keys, const T* values, int length, int size
 
 // The same with tiles, for up to 16 rows: `size` is a multiple of 64, and the queries and the shares are rounded to
 // bfloat16 as well. A row of scores is `room` and some more apart from the next, so that they meet in no set of the cache.
-void attend_tiles(int rows, const float* q, const uint16_t* keys, const uint16_t* values, int length, int size,
+void attend_tiles(int rows, const float* q, Head<uint16_t> keys, Head<uint16_t> values, int length, int size,
                   size_t stride, float* scores, float* y) {
   const int blocks = (length + rows - 1 + kLanes - 1) / kLanes, room = blocks * kLanes;
   const size_t apart = room + kLanes;
@@ -797,13 +814,14 @@ void attend_tiles(int rows, const float* q, const uint16_t* keys, const uint16_t
   Tiles::configure_attention(rows);
   for (int block = 0; block < blocks; block += 2) {
     const int next = std::min(block + 1, blocks - 1);
+    const uint16_t *first = keys.block(block), *second = keys.block(next);
     _tile_zero(0);
     _tile_zero(1);
     for (int d = 0; d < size; d += 32) {
       _tile_loadd(4, queries + d, size * 2);
-      _tile_loadd(5, keys + (size_t(block) * size + d) * kLanes, 64);
+      _tile_loadd(5, first + d * kLanes, 64);
       _tile_dpbf16ps(0, 4, 5);
-      _tile_loadd(5, keys + (size_t(next) * size + d) * kLanes, 64);
+      _tile_loadd(5, second + d * kLanes, 64);
       _tile_dpbf16ps(1, 4, 5);
     }
     _tile_stored(0, scores + block * kLanes, apart * 4);
@@ -826,7 +844,7 @@ void attend_tiles(int rows, const float* q, const uint16_t* keys, const uint16_t
     _tile_zero(2);
     _tile_zero(3);
     for (int block = 0; block < blocks; ++block) {
-      const uint16_t* from = values + (size_t(block) * size + d) * kLanes;
+      const uint16_t* from = values.block(block) + d * kLanes;
       _tile_loadd(6, scores + block * kLanes / 2, apart * 4);
       _tile_loadd(7, from, 64);
       _tile_dpbf16ps(0, 6, 7);
@@ -892,9 +910,8 @@ struct Pass {
   const Sizes sizes;
   const int rows;
   const int32_t* positions;
-  T* const* keys;
-  T* const* values;
-  const int64_t layer_stride, head_stride;
+  T* const* const* pages;  // of the stream of each row
+  const int page;          // positions of a page
   const Shared shared;
   int number = 0, count = 1;  // this thread, and how many there are
   int phase = 0;              // the next piece of work
@@ -1014,14 +1031,24 @@ struct Pass {
     apply(block.attention_in, x, rows, [&](int r, int first, Floats sums) {
       if (first != known) known = first, which = first / width, head = first % width / size, d = first % width % size;
       if (which == 0) return store(shared.queries + r * sizes.width + first, sums);
-      T* cached = (which == 1 ? keys : values)[r] + layer * layer_stride + head * head_stride;
+      const int at = positions[r];
       float numbers[kLanes];
       store(numbers, sums);
-      (which == 1 ? Cache<T>::put_key : Cache<T>::put_value)(cached, positions[r], size, d, numbers);
+      if (which == 1)
+        Cache<T>::put_key(keys_of(r, layer, head, size).block(at / kLanes), at % kLanes, d, numbers);
+      else
+        Cache<T>::put_value(values_of(r, layer, head, size).block(at / kLanes), at % kLanes, d, numbers);
     });
     wait();
     mix(layer, size);
     wait();
+  }
+
+  Head<T> keys_of(int r, int layer, int head, int size) const {
+    return {pages[r], (size_t(layer) * model.heads + head) * page * size, page / kLanes, size_t(size) * kLanes};
+  }
+  Head<T> values_of(int r, int layer, int head, int size) const {  // behind all keys of the page
+    return keys_of(r, model.layers + layer, head, size);
   }
 
   // Attention of all heads; neighbouring rows of one stream go through its cache together.
@@ -1030,11 +1057,11 @@ struct Pass {
     share(model.heads, 1, [&](int head, int) {
       for (int r = 0, together; r < rows; r += together) {
         const int most = tiles ? 16 : kAttending;
-        for (together = 1; together < most && r + together < rows && keys[r + together] == keys[r] &&
+        for (together = 1; together < most && r + together < rows && pages[r + together] == pages[r] &&
                            positions[r + together] == positions[r] + together;)
           ++together;
-        const size_t cached = layer * layer_stride + head * head_stride, place = r * sizes.width + head * size;
-        const T *k = keys[r] + cached, *v = values[r] + cached;
+        const size_t place = r * sizes.width + head * size;
+        const Head<T> k = keys_of(r, layer, head, size), v = values_of(r, layer, head, size);
         const int length = positions[r] + 1;
         const float* q = shared.queries + place;
         float* y = shared.mixed + place;
@@ -1085,16 +1112,15 @@ struct Pass {
   }
 };
 
-size_t own_bytes(const Sizes& sizes, int context) {
+size_t own_bytes(const Sizes& sizes, int longest) {
   size_t widest = std::max(sizes.width, sizes.inner), few = rounded(kFew, 32);
   return rounded(few * widest * 4) + 2 * rounded(few * widest / kGroup * 4) + rounded(sizes.width * 4) + widest * kLanes +
-         rounded(16 * (rounded(context, kLanes) + 2 * kLanes) * 4) + rounded(16 * sizes.width * 2);
+         rounded(16 * (rounded(longest, kLanes) + 2 * kLanes) * 4) + rounded(16 * sizes.width * 2);
 }
 
 template <typename T>
-void forward(const Model& model, const int32_t* ids, int rows, const int32_t* positions, void* const* keys,
-             void* const* values, int context, const int32_t* wanted, int count_wanted, float* logits, char* scratch,
-             int threads) {
+void forward(const Model& model, const int32_t* ids, int rows, const int32_t* positions, void* const* const* pages,
+             int page, int longest, const int32_t* wanted, int count_wanted, float* logits, char* scratch, int threads) {
   const Sizes sizes(model, rows);
   Memory memory{reinterpret_cast<char*>(rounded(reinterpret_cast<size_t>(scratch)))};
   Shared shared{};
@@ -1110,9 +1136,7 @@ void forward(const Model& model, const int32_t* ids, int rows, const int32_t* po
     std::fill(shared.mixed + r * sizes.width + model.width, shared.mixed + (r + 1) * sizes.width, 0.0f);
     std::fill(shared.inner + r * sizes.inner + model.blocks[0].inner.outputs, shared.inner + (r + 1) * sizes.inner, 0.0f);
   }
-  const int64_t head_stride = int64_t(context) * (model.width / model.heads);
-  const Pass<T> pass{model, sizes, rows, positions, reinterpret_cast<T* const*>(keys), reinterpret_cast<T* const*>(values),
-                     head_stride * model.heads, head_stride, shared};
+  const Pass<T> pass{model, sizes, rows, positions, reinterpret_cast<T* const* const*>(pages), page, shared};
   char* begin = memory.at;
 #pragma omp parallel num_threads(threads)
   {
@@ -1122,7 +1146,7 @@ void forward(const Model& model, const int32_t* ids, int rows, const int32_t* po
     mine.number = omp_get_thread_num();
     mine.count = omp_get_num_threads();
 #endif
-    Memory own{begin + own_bytes(sizes, context) * mine.number};
+    Memory own{begin + own_bytes(sizes, longest) * mine.number};
     mine.own = take_rows(own, rounded(kFew, 32), std::max(sizes.width, sizes.inner));
     mine.normed = own.take<float>(sizes.width);
     mine.unpacked = own.take<char>(std::max(sizes.width, sizes.inner) * kLanes);
@@ -1160,22 +1184,23 @@ int64_t gpt2_read(const int64_t* memory, int64_t bytes, int threads) {
 }
 
 // Bytes of memory that `gpt2_forward` works in.
-int64_t gpt2_scratch(const Model* model, int rows, int context, int threads) {
+int64_t gpt2_scratch(const Model* model, int rows, int longest, int threads) {
   const Sizes sizes(*model, rows);
   const size_t widest = std::max(sizes.width, sizes.inner);
   return int64_t(kAlign + 3 * rounded(sizes.capacity * sizes.width * 4) + rounded(sizes.capacity * sizes.inner * 4) +
                  rounded(sizes.capacity * widest * 4) + 2 * rounded(sizes.capacity * widest / kGroup * 4) +
-                 rounded((kPieces * model->layers + 1) * sizeof(std::atomic<int>)) + threads * own_bytes(sizes, context));
+                 rounded((kPieces * model->layers + 1) * sizeof(std::atomic<int>)) + threads * own_bytes(sizes, longest));
 }
 
-// Run ids (rows) through the model. Row r is the token at positions[r] of its stream, whose keys and values are at keys[r]
-// and values[r]: (layers, heads, blocks of 16 positions) of `context` positions. Rows of one stream come in order.
-// Logits (count_wanted, outputs of the head) are given for the rows `wanted`.
-void gpt2_forward(const Model* model, const int32_t* ids, int rows, const int32_t* positions, void* const* keys,
-                  void* const* values, int context, const int32_t* wanted, int count_wanted, float* logits, void* scratch,
+// Run ids (rows) through the model. Row r is the token at positions[r] of its stream, whose keys and values lie in the
+// pages that the table pages[r] lists: of `page` positions each, (keys and values, layers, heads, blocks of 16 positions).
+// Rows of one stream share the table and come in order; `longest` is more than any position. Logits (count_wanted,
+// outputs of the head) are given for the rows `wanted`.
+void gpt2_forward(const Model* model, const int32_t* ids, int rows, const int32_t* positions, void* const* const* pages,
+                  int page, int longest, const int32_t* wanted, int count_wanted, float* logits, void* scratch,
                   int threads) {
   auto run = model->wide ? forward<float> : forward<uint16_t>;
-  run(*model, ids, rows, positions, keys, values, context, wanted, count_wanted, logits, static_cast<char*>(scratch), threads);
+  run(*model, ids, rows, positions, pages, page, longest, wanted, count_wanted, logits, static_cast<char*>(scratch), threads);
 }
 
 }  // extern "C"

@@ -1,0 +1,237 @@
+"""An answer on its way from the engine's thread to whoever asked, and the line of those who wait."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Literal
+
+from gpt2chat.drafts import Draft, Pace
+from gpt2chat.paging import Held
+from gpt2chat.sampling import GenerationConfig, Sampler
+
+# an end id, a stop string; the longest answer or the end of the context; the reader left; the time was over; a fault
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
+
+
+class Request:
+    """What the engine knows of one answer. Only its thread writes, but for `cancelled`."""
+
+    def __init__(
+        self,
+        number: int,
+        prompt: Sequence[int],
+        config: GenerationConfig,
+        limit: int,
+        stop: Collection[int],
+        until: Callable[[int], bool] | None,
+        client: str,
+        deadline: float | None,
+        draft: Draft | None,
+    ) -> None:
+        self.number, self.ids, self.prompt_tokens = number, list(prompt), len(prompt)
+        self.config, self.limit, self.stop, self.until = config, limit, frozenset(stop), until
+        self.client, self.deadline = client, deadline
+        self.sampler, self.draft, self.pace = Sampler(config), draft, Pace()
+        self.held: Held | None = None
+        self.drawn = self.cached_tokens = self.drafted_tokens = self.accepted_tokens = 0
+        self.cancelled = False
+        self.submitted = time.perf_counter()
+        self.first_token_s: float | None = None
+        self.finish_reason: FinishReason | None = None
+        self.error: BaseException | None = None
+        self._tokens = deque[int]()
+        self._ready = threading.Condition()
+        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+
+    @property
+    def in_prompt(self) -> bool:
+        """Whether part of the prompt is still to be read."""
+        return self.held is not None and self.held.cache.length < self.prompt_tokens
+
+    def put(self, token: int) -> None:
+        """Hand over one id."""
+        if self.first_token_s is None:
+            self.first_token_s = time.perf_counter() - self.submitted
+        with self._ready:
+            self._tokens.append(token)
+            self._tell()
+
+    def finish(self, reason: FinishReason, error: BaseException | None = None) -> None:
+        """End the answer."""
+        with self._ready:
+            self.finish_reason, self.error = reason, error
+            self._tell()
+
+    def _tell(self) -> None:
+        self._ready.notify_all()
+        if self._waiter:
+            (loop, future), self._waiter = self._waiter, None
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
+                loop.call_soon_threadsafe(lambda: None if future.done() else future.set_result(None))
+
+    def take(self) -> int | None:
+        """Wait for the next id; None at the end."""
+        with self._ready:
+            self._ready.wait_for(lambda: self._tokens or self.finish_reason)
+            return self._tokens.popleft() if self._tokens else None
+
+    async def take_later(self) -> int | None:
+        """Wait for the next id without holding up the event loop; None at the end."""
+        while True:
+            with self._ready:
+                if self._tokens:
+                    return self._tokens.popleft()
+                if self.finish_reason:
+                    return None
+                loop = asyncio.get_running_loop()
+                future = loop.create_future()
+                self._waiter = (loop, future)
+            await future
+
+
+class Stream:
+    """The ids of one answer as they come: iterate, or `async for`; leaving early, or `cancel`, ends the computation.
+
+    After the end, `finish_reason` is "stop", "length", "cancelled" or "deadline". A fault is raised by the iteration.
+    """
+
+    def __init__(self, request: Request, cancel: Callable[[Request], None]) -> None:
+        self._request, self._cancel = request, cancel
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        return self._given(self._request.take(), StopIteration)
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> int:
+        try:
+            token = await self._request.take_later()
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        return self._given(token, StopAsyncIteration)
+
+    def _given(self, token: int | None, end: type[Exception]) -> int:
+        if token is not None:
+            return token
+        if self._request.error is not None:
+            raise self._request.error
+        raise end
+
+    def cancel(self) -> None:
+        """End the answer within one step of the engine, also while it waits; what came so far can still be read."""
+        self._cancel(self._request)
+
+    def close(self) -> None:
+        """Cancel, as a generator does."""
+        self.cancel()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.cancel()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # the interpreter may be on its way out
+            self.cancel()
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the answer ended; None before."""
+        return self._request.finish_reason
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How long the prompt is."""
+        return self._request.prompt_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        """How many tokens of the prompt were there from earlier requests."""
+        return self._request.cached_tokens
+
+    @property
+    def new_tokens(self) -> int:
+        """How many ids were drawn so far."""
+        return self._request.drawn
+
+    @property
+    def drafted_tokens(self) -> int:
+        """How many guesses were checked."""
+        return self._request.drafted_tokens
+
+    @property
+    def accepted_tokens(self) -> int:
+        """How many guesses the model took."""
+        return self._request.accepted_tokens
+
+    @property
+    def first_token_s(self) -> float | None:
+        """Seconds from the request to the first id."""
+        return self._request.first_token_s
+
+
+class Line:
+    """Requests that wait: each client's in order, the clients in turn."""
+
+    def __init__(self) -> None:
+        self._clients: OrderedDict[str, OrderedDict[int, Request]] = OrderedDict()
+        self._deadlines: list[tuple[float, int, Request]] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def of(self, client: str) -> int:
+        """Return how many requests of a client wait."""
+        return len(self._clients.get(client, ()))
+
+    def add(self, request: Request) -> None:
+        """Put a request behind those of its client."""
+        self._clients.setdefault(request.client, OrderedDict())[request.number] = request
+        self._count += 1
+        if request.deadline is not None:
+            heapq.heappush(self._deadlines, (request.deadline, request.number, request))
+
+    def first(self) -> Request | None:
+        """Return whose turn it is."""
+        for requests in self._clients.values():
+            return next(iter(requests.values()))
+        return None
+
+    def remove(self, request: Request) -> bool:
+        """Take a request out, if it waits; its client is the last to have a turn again."""
+        requests = self._clients.get(request.client, OrderedDict())
+        if requests.pop(request.number, None) is None:
+            return False
+        self._count -= 1
+        self._clients.move_to_end(request.client)
+        if not requests:
+            del self._clients[request.client]
+        return True
+
+    def late(self, now: float) -> list[Request]:
+        """Take out and return the requests whose time is over."""
+        late = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            request = heapq.heappop(self._deadlines)[2]
+            if self.remove(request):
+                late.append(request)
+        return late
+
+    def clear(self) -> list[Request]:
+        """Take out and return all requests."""
+        every = [request for requests in self._clients.values() for request in requests.values()]
+        self._clients, self._deadlines, self._count = OrderedDict(), [], 0
+        return every
