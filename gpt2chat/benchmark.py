@@ -18,7 +18,7 @@ from gpt2chat.model import GPT2Config, parameter_count
 from gpt2chat.runtime import Arena, NativeRuntime, Runtime, TorchRuntime
 from gpt2chat.sampling import GenerationConfig
 
-MODES = {"float32": "fp32", "bfloat16": "bf16"}
+MODES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)

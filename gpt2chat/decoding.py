@@ -14,7 +14,7 @@ from gpt2chat.calibration import int4_panels, own_texts
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.drafts import Draft, ModelDraft, PromptLookup
 from gpt2chat.errors import ConfigError
-from gpt2chat.hardware import pick_device, pick_dtype
+from gpt2chat.hardware import HALF, pick_device, pick_dtype
 from gpt2chat.kernels import KernelUnavailable, kernel
 from gpt2chat.kernels.binding import Kernel
 from gpt2chat.model import GPT2Config
@@ -58,9 +58,10 @@ def choose(
     if quantize not in QUANTIZE:
         raise ConfigError(f"quantize: expected one of {', '.join(QUANTIZE)}, got {quantize!r}")
     place, notice = pick_device(device), notice or logging.getLogger(__name__).info
-    kept = pick_dtype(dtype, place)
-    native, why = None, f"{place.type} computes through torch"
-    if place.type == "cpu" and not compiled:
+    kept = pick_dtype(dtype, place, answering=True)
+    half = dtype in HALF
+    native, why = None, f"{dtype if half else place.type} computes through torch"
+    if place.type == "cpu" and not compiled and not half:
         try:
             native = kernel(notice)
             why = f"native decoder ({native.instructions})"

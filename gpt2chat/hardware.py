@@ -12,7 +12,8 @@ import torch
 from gpt2chat.errors import ConfigError
 
 MADV_PAGEOUT = 21  # <linux/mman.h>, since Linux 5.4
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # in which a model can be taught ...
+HALF = {"float16": torch.float16}  # ... and another in which it can only answer: its gradients would vanish
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -46,13 +47,14 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+def pick_dtype(name: str, device: torch.device, answering: bool = False) -> torch.dtype:
     """Return the compute type called `name`; `auto` is bfloat16 where the hardware has it, else float32."""
     if name == "auto":
         return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
-    if name not in DTYPES:
-        raise ConfigError(f"dtype: expected auto, {' or '.join(DTYPES)}, got {name!r}")
-    return DTYPES[name]
+    known = DTYPES | HALF if answering else DTYPES
+    if name not in known:
+        raise ConfigError(f"dtype: expected auto, {', '.join(list(known)[:-1])} or {list(known)[-1]}, got {name!r}")
+    return known[name]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:

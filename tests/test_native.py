@@ -18,7 +18,8 @@ from gpt2chat import kernels, packs
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import TEMPLATES
 from gpt2chat.decoding import choose, runtime_of
-from gpt2chat.errors import ContextError
+from gpt2chat.errors import ConfigError, ContextError
+from gpt2chat.hardware import pick_dtype
 from gpt2chat.kernels.binding import Kernel
 from gpt2chat.model import GPT2, GPT2Config
 from gpt2chat.quantize import FORMS, form_for, int4_groups, int8_rows, pack, rounded, unpack
@@ -283,6 +284,19 @@ def test_a_full_disk_is_no_reason_to_keep_a_slower_library(
     with pytest.raises(kernels.KernelUnavailable, match="No space left on device"):
         kernels.kernel()
     assert list((unknown / "kernels").iterdir()) == [unknown / "kernels" / "lock"]
+
+
+def test_float16_answers_through_torch_and_is_not_for_training() -> None:
+    loaded = checkpoint_of("wide")
+    choice = choose("cpu", "float16")
+    assert choice.kernel is None
+    assert "float16" in choice.why
+    ours, exact = runtime_of(loaded, choice), runtime_of(loaded, choose("cpu", "float32", "none"))
+    ids = ids_for(loaded.config, 50)
+    found, expected = (r.forward(ids, r.new_cache(), 50) for r in (ours, exact))
+    assert ((found - expected).norm() / expected.norm()).item() < 1e-2
+    with pytest.raises(ConfigError, match="expected auto, float32 or bfloat16, got 'float16'"):
+        pick_dtype("float16", torch.device("cpu"))
 
 
 def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

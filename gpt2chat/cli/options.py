@@ -95,11 +95,11 @@ def draft_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--draft", default="auto", help=words)(function)
 
 
-def device_options(dtype: str = "auto") -> Decorator:
+def device_options(dtype: str = "auto", kinds: str = "auto, float32, bfloat16 or float16.") -> Decorator:
     """Add --device and --dtype, whose default is `dtype`."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        function = click.option("-d", "--dtype", default=dtype, help="auto, float32 or bfloat16.")(function)
+        function = click.option("-d", "--dtype", default=dtype, help=kinds)(function)
         return click.option("--device", "--device_type", default="auto", help="auto, cpu, cuda or mps.")(function)
 
     return decorate

@@ -60,7 +60,7 @@ class NewFile(click.Path):
 @click.option("--probe", multiple=True, help="A question to answer at every validation.")
 @click.option("--seed", type=int, default=0, help="Same seed, same model.")
 @click.option("--dry_run", is_flag=True, help="Say what it would do and need; three timed steps, nothing is written.")
-@device_options("auto")
+@device_options("auto", "auto, float32 or bfloat16.")
 @click.pass_context
 @reports_errors
 def train_command(context: click.Context, /, **options: Any) -> None:
