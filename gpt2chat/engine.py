@@ -66,21 +66,44 @@ class _Work:
 
 
 class _Slice:
-    """How many rows of prompts a step takes beside running answers, so that it takes about twice as long as without."""
+    """How many rows of prompts a step takes beside running answers, so that it takes 2.5 times as long as without.
 
-    LEAST, MOST = 8, ROWS
+    The time of a step is taken for a constant and a part for each row, both learnt from the last hundred steps or so.
+    """
+
+    LEAST, MOST, FIRST, KEPT = 8, ROWS, 32, 0.98
 
     def __init__(self) -> None:
-        self.rows, self._plain = 32, 0.0
+        self._weight = self._rows = self._seconds = self._squares = self._products = 0.0
 
-    def note(self, seconds: float, rows: int) -> None:
-        """Learn from a step that read so many rows of prompts."""
-        if not rows:
-            self._plain = 0.8 * (self._plain or seconds) + 0.2 * seconds
-        elif self._plain and seconds > 2.2 * self._plain:
-            self.rows = max(self.LEAST, rows // 2 // self.LEAST * self.LEAST)
-        elif self._plain and rows >= self.rows and seconds < 1.5 * self._plain:
-            self.rows = min(self.MOST, 2 * self.rows)
+    def note(self, rows: int, seconds: float) -> None:
+        """Learn from a step of so many rows."""
+        fixed, each = self._line()
+        if each:
+            seconds = min(seconds, 2 * (fixed + each * rows))  # another program's doing
+        self._weight = self.KEPT * self._weight + 1
+        self._rows = self.KEPT * self._rows + rows
+        self._seconds = self.KEPT * self._seconds + seconds
+        self._squares = self.KEPT * self._squares + rows * rows
+        self._products = self.KEPT * self._products + rows * seconds
+
+    def _line(self) -> tuple[float, float]:
+        """Return the constant and the part for each row, 0 where it is not known."""
+        spread = self._weight * self._squares - self._rows**2
+        if spread <= 16 * self._weight**2:  # all steps were alike
+            return 0.0, 0.0
+        each = (self._weight * self._products - self._rows * self._seconds) / spread
+        fixed = (self._seconds - each * self._rows) / self._weight
+        return (fixed, each) if each > 0 and fixed > 0 else (0.0, 0.0)
+
+    def rows(self, answering: int) -> int:
+        """Return how many rows of prompts to read beside so many of answers."""
+        fixed, each = self._line()
+        if not answering:
+            return self.MOST
+        if not each:
+            return self.FIRST
+        return max(self.LEAST, min(self.MOST, int(1.5 * (fixed / each + answering)) // self.LEAST * self.LEAST))
 
 
 class Engine:
@@ -268,8 +291,7 @@ class Engine:
             self._stats.steps += 1
             began = time.perf_counter()
             self._compute(work)
-            if not all(w.reading for w in work):
-                self._slice.note(time.perf_counter() - began, sum(len(w.part.ids) for w in work if w.reading))
+            self._slice.note(sum(len(w.part.ids) for w in work), time.perf_counter() - began)
 
     def _join(self) -> None:
         """Let those who wait begin, in turn, as long as there is room."""
@@ -305,7 +327,7 @@ class Engine:
                 guesses = self._guesses(request)
                 part = Part([request.ids[-1], *guesses], request.held.cache, 1 + len(guesses))
                 work.append(_Work(request, part, guesses))
-        rows = self._slice.rows if work else ROWS
+        rows = self._slice.rows(sum(len(w.part.ids) for w in work))
         for request in reading:
             if rows > 0 and request.held:
                 past = request.held.cache.length

@@ -82,7 +82,8 @@ class PagedMemory:
         self.page_bytes = self._shape.numel() * self._dtype.itemsize
         self._most_pages = -(-runtime.config.n_ctx // PAGE)
         self.count, self._share = max(1, budget // self.page_bytes), share
-        self._free: list[Tensor] = []
+        self._fresh: list[Tensor] = []  # never written: zeros
+        self._free: list[Tensor] = []  # of streams that are gone
         self._made = 0
         self._roots: dict[tuple[int, ...], Node] = {}
         self._idle: OrderedDict[Node, None] = OrderedDict()  # pages of the tree that nobody reads, oldest first
@@ -108,7 +109,7 @@ class PagedMemory:
         return Held(cache, cache.length, reserved, nodes)
 
     def _available(self) -> int:
-        return self.count - self._made + len(self._free) + len(self._idle) - self._reserved
+        return self.count - self._made + len(self._fresh) + len(self._free) + len(self._idle) - self._reserved
 
     def _found(self, ids: Sequence[int]) -> list[Node]:
         """Return the pages of the longest known beginning of ids; at least one id is left to compute."""
@@ -132,10 +133,13 @@ class PagedMemory:
 
     def _take(self) -> Tensor:
         """Return an empty page."""
-        if not self._free and self._made < self.count:
-            self._free = self._make()
-        if not self._free:
-            self._forget(next(iter(self._idle)))  # has no children: they are given back before it
+        if self._free:
+            return self._free.pop().zero_()
+        if not self._fresh and self._made < self.count:
+            self._fresh = self._make()
+        if self._fresh:
+            return self._fresh.pop()
+        self._forget(next(iter(self._idle)))  # has no children: they are given back before it
         return self._free.pop().zero_()
 
     def _make(self) -> list[Tensor]:
@@ -184,7 +188,7 @@ class PagedMemory:
 
     def used_bytes(self) -> int:
         """Return how much streams hold."""
-        return (self._made - len(self._free) - len(self._idle)) * self.page_bytes
+        return (self._made - len(self._fresh) - len(self._free) - len(self._idle)) * self.page_bytes
 
     def kept_bytes(self) -> int:
         """Return how much is kept for streams to come."""

@@ -16,6 +16,7 @@ from gpt2chat.errors import ConfigError, ModelError
 Scores = npt.NDArray[np.float32]
 Weights = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
+GROUP = 16  # scores of which only the largest is looked at first
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the step of SplitMix64
 
 
@@ -122,11 +123,7 @@ def candidates(scores: Scores, config: GenerationConfig) -> tuple[Ids, Weights]:
     Weights are log-probabilities up to a constant; that of the likeliest id is 0. Ties at the border of top_k are kept,
     as the order among equals has no meaning.
     """
-    if 0 < config.top_k < len(scores):
-        kth = np.partition(scores, -config.top_k)[-config.top_k]
-        ids = np.flatnonzero(scores >= kth)
-    else:
-        ids = np.arange(len(scores))
+    ids = _largest(scores, config.top_k) if 0 < config.top_k < len(scores) else np.arange(len(scores))
     chosen = scores[ids].astype(np.float64)
     weights = (chosen - chosen.max()) / max(config.temperature, 1e-30)  # the likeliest is 0: nothing overflows
     if config.top_p < 1:
@@ -136,6 +133,17 @@ def candidates(scores: Scores, config: GenerationConfig) -> tuple[Ids, Weights]:
         kept = np.flatnonzero(weights >= math.log(config.min_p))
         ids, weights = ids[kept], weights[kept]
     return ids, weights
+
+
+def _largest(scores: Scores, count: int) -> Ids:
+    """Return where the `count` largest scores are, in order of place; ties at the border are all kept."""
+    groups = len(scores) // GROUP
+    if count >= groups:
+        return np.flatnonzero(scores >= np.partition(scores, -count)[-count])
+    maxima = scores[: groups * GROUP].reshape(GROUP, groups).max(axis=0)
+    ids = np.flatnonzero(scores >= np.partition(maxima, -count)[-count])  # `count` groups reach that: the others do not
+    chosen = scores[ids]
+    return ids[chosen >= np.partition(chosen, -count)[-count]]
 
 
 def _nucleus(weights: Weights, top_p: float) -> Ids:
