@@ -29,10 +29,10 @@ def ours(form: str, size: str) -> Run:
     choice = choose("cpu", "auto" if quantized else form, form if quantized else "none")
     decoder = Decoder(runtime_of(pretrained.load(str(folder_for(size) / "hf")), choice))
 
-    def run(prompt: list[int], new: int) -> float:
+    def run(prompts: list[list[int]], new: int) -> float:
         decoder.cache.truncate(0)
         began = time.perf_counter()
-        found = list(decoder.generate(prompt, GenerationConfig(temperature=0, max_new_tokens=new), ()))
+        found = list(decoder.generate(prompts[0], GenerationConfig(temperature=0, max_new_tokens=new), ()))
         seconds = time.perf_counter() - began
         if len(found) != new:
             raise SystemExit(f"expected {new} tokens, got {len(found)}")
@@ -49,7 +49,7 @@ def worker(peer: str, form: str, size: str, threads: str) -> None:
     began = time.perf_counter()
     run = ours(form, size) if peer == OURS else open_peer(peer, form, size, int(threads))
     loaded = time.perf_counter() - began
-    prompt, long = random_ids(PROMPT, 0), random_ids(LONG, 1)
+    prompt, long = [random_ids(PROMPT, 0)], [random_ids(LONG, 1)]
     run(prompt, 8)
     run(long, 1)
     first = statistics.median(run(prompt, 1) for _ in range(5))

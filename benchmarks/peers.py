@@ -26,7 +26,7 @@ FORMS = {
 NEEDED = {"transformers": "transformers", "ctranslate2": "ctranslate2", "llama.cpp": "llama_cpp"}
 # llama.cpp's numbers for file types, from llama.h
 FILE_TYPES = {"F32": 0, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
-Run = Callable[[list[int], int], float]  # (prompt, new tokens) -> seconds until the last of them
+Run = Callable[[list[list[int]], int], float]  # (prompts of one length, new tokens of each) -> seconds until the last
 
 
 def installed(peer: str) -> bool:
@@ -132,14 +132,14 @@ def _write_gguf(folder: Path) -> None:
 # -- running -----------------------------------------------------------------------------------------------------------
 
 
-def open_peer(peer: str, form: str, size: str, threads: int) -> Run:
-    """Load a peer's model; return what decodes greedily with it."""
+def open_peer(peer: str, form: str, size: str, threads: int, streams: int = 1) -> Run:
+    """Load a peer's model; return what decodes greedily with it, up to so many prompts at once."""
     path, name = folder_for(size), FORMS[form][peer]
     if peer == "transformers":
         return _transformers(path / "hf", name)
     if peer == "ctranslate2":
         return _ctranslate2(path / f"ct2-{name}", name, threads)
-    return _llama(path / f"{name}.gguf", threads)
+    return _llama(path / f"{name}.gguf", threads, streams)
 
 
 def _transformers(path: Path, dtype: str) -> Run:
@@ -149,8 +149,8 @@ def _transformers(path: Path, dtype: str) -> Run:
     model = GPT2LMHeadModel.from_pretrained(path, dtype=getattr(torch, dtype)).eval()
     options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 50256, "use_cache": True}
 
-    def run(prompt: list[int], new: int) -> float:
-        ids, began = torch.tensor([prompt]), time.perf_counter()
+    def run(prompts: list[list[int]], new: int) -> float:
+        ids, began = torch.tensor(prompts), time.perf_counter()
         with torch.inference_mode():
             model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, **options)
         return time.perf_counter() - began
@@ -165,10 +165,10 @@ def _ctranslate2(path: Path, form: str, threads: int) -> Run:
         str(path), device="cpu", compute_type=form, intra_threads=threads, inter_threads=1
     )
 
-    def run(prompt: list[int], new: int) -> float:
+    def run(prompts: list[list[int]], new: int) -> float:
         began = time.perf_counter()
         found = generator.generate_batch(
-            [[f"t{id}" for id in prompt]],
+            [[f"t{id}" for id in prompt] for prompt in prompts],
             max_length=new,
             min_length=new,
             sampling_topk=1,
@@ -176,36 +176,46 @@ def _ctranslate2(path: Path, form: str, threads: int) -> Run:
             suppress_sequences=[["<|endoftext|>"]],
         )
         seconds = time.perf_counter() - began
-        if len(found[0].sequences_ids[0]) != new:
-            raise SystemExit(f"ctranslate2: expected {new} tokens, got {len(found[0].sequences_ids[0])}")
+        for answer in found:
+            if len(answer.sequences_ids[0]) != new:
+                raise SystemExit(f"ctranslate2: expected {new} tokens, got {len(answer.sequences_ids[0])}")
         return seconds
 
     return run
 
 
-def _llama(path: Path, threads: int) -> Run:
+def _llama(path: Path, threads: int, streams: int) -> Run:
     import llama_cpp
 
     _hush(llama_cpp)
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
     options = llama_cpp.llama_context_default_params()
-    options.n_ctx, options.n_batch, options.n_threads, options.n_threads_batch = 1024, 512, threads, threads
+    options.n_ctx, options.n_batch, options.n_threads, options.n_threads_batch = 1024 * streams, 512, threads, threads
+    options.n_seq_max = streams
     context = llama_cpp.llama_init_from_model(model, options)
-    vocabulary = 50257
+    batch, vocabulary = llama_cpp.llama_batch_init(512, 0, 1), 50257
 
-    def feed(ids: list[int]) -> int:
-        tokens = (llama_cpp.llama_token * len(ids))(*ids)
-        if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, len(ids))):
+    def feed(rows: list[tuple[int, int, int, bool]]) -> list[int]:
+        """Run (token, position, stream, whether its logits are wanted); return the likeliest next ids."""
+        for place, (token, position, stream, wanted) in enumerate(rows):
+            batch.token[place], batch.pos[place], batch.logits[place] = token, position, wanted
+            batch.n_seq_id[place] = 1
+            batch.seq_id[place][0] = stream
+        batch.n_tokens = len(rows)
+        if llama_cpp.llama_decode(context, batch):
             raise SystemExit("llama.cpp: decoding failed")
-        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, -1), shape=(vocabulary,))
-        return int(logits.argmax())
+        wanted = [place for place, row in enumerate(rows) if row[3]]
+        logits = (llama_cpp.llama_get_logits_ith(context, place) for place in wanted)
+        return [int(np.ctypeslib.as_array(row, shape=(vocabulary,)).argmax()) for row in logits]
 
-    def run(prompt: list[int], new: int) -> float:
+    def run(prompts: list[list[int]], new: int) -> float:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-        began = time.perf_counter()
-        token = feed(prompt)
-        for _ in range(new - 1):
-            token = feed([token])
+        began, tokens = time.perf_counter(), list[int]()
+        for stream, prompt in enumerate(prompts):
+            last = len(prompt) - 1
+            tokens += feed([(id, place, stream, place == last) for place, id in enumerate(prompt)])
+        for place in range(len(prompts[0]), len(prompts[0]) + new - 1):
+            tokens = feed([(token, place, stream, True) for stream, token in enumerate(tokens)])
         return time.perf_counter() - began
 
     return run

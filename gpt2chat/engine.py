@@ -6,9 +6,11 @@ still to be read through the network together. See docs/engine.md.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,7 @@ from gpt2chat.model import GPT2
 from gpt2chat.paging import PAGE, memory_for
 from gpt2chat.runtime import ROWS, NativeRuntime, Part, Runtime, as_runtime
 from gpt2chat.sampling import GenerationConfig, Scores
+from gpt2chat.slices import Slice
 from gpt2chat.streams import FinishReason, Line, Request, Stream
 
 GUESSING = 4  # answers at once up to which guesses are checked: beyond, the rows are worth more to others
@@ -65,47 +68,6 @@ class _Work:
     reading: bool = False  # of the prompt
 
 
-class _Slice:
-    """How many rows of prompts a step takes beside running answers, so that it takes 2.5 times as long as without.
-
-    The time of a step is taken for a constant and a part for each row, both learnt from the last hundred steps or so.
-    """
-
-    LEAST, MOST, FIRST, KEPT = 8, ROWS, 32, 0.98
-
-    def __init__(self) -> None:
-        self._weight = self._rows = self._seconds = self._squares = self._products = 0.0
-
-    def note(self, rows: int, seconds: float) -> None:
-        """Learn from a step of so many rows."""
-        fixed, each = self._line()
-        if each:
-            seconds = min(seconds, 2 * (fixed + each * rows))  # another program's doing
-        self._weight = self.KEPT * self._weight + 1
-        self._rows = self.KEPT * self._rows + rows
-        self._seconds = self.KEPT * self._seconds + seconds
-        self._squares = self.KEPT * self._squares + rows * rows
-        self._products = self.KEPT * self._products + rows * seconds
-
-    def _line(self) -> tuple[float, float]:
-        """Return the constant and the part for each row, 0 where it is not known."""
-        spread = self._weight * self._squares - self._rows**2
-        if spread <= 16 * self._weight**2:  # all steps were alike
-            return 0.0, 0.0
-        each = (self._weight * self._products - self._rows * self._seconds) / spread
-        fixed = (self._seconds - each * self._rows) / self._weight
-        return (fixed, each) if each > 0 and fixed > 0 else (0.0, 0.0)
-
-    def rows(self, answering: int) -> int:
-        """Return how many rows of prompts to read beside so many of answers."""
-        fixed, each = self._line()
-        if not answering:
-            return self.MOST
-        if not each:
-            return self.FIRST
-        return max(self.LEAST, min(self.MOST, int(1.5 * (fixed / each + answering)) // self.LEAST * self.LEAST))
-
-
 class Engine:
     """Answers many requests at once with one model.
 
@@ -138,10 +100,11 @@ class Engine:
         self._share, self._budget = share, memory or self._enough(streams)
         self._memory = memory_for(self.runtime, self._budget, share)
         self._line, self._running = Line(), list[Request]()
-        self._slice, self._stats, self._numbers = _Slice(), Stats(), 0
+        self._slice, self._stats, self._numbers = Slice(), Stats(), 0
         self._changed, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="gpt2chat-engine", daemon=True)
         self._thread.start()
+        _OPEN.add(self)
 
     def _enough(self, streams: int) -> int:
         """Return the bytes of a full context for all streams and half as much again, if there is so much."""
@@ -417,3 +380,13 @@ class Engine:
         request.finish(reason, error)
         if held:
             self._memory.release(held)
+
+
+_OPEN: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """End engines that were left open: a thread in the middle of a pass would abort the interpreter."""
+    for engine in list(_OPEN):
+        engine.close()

@@ -14,7 +14,7 @@ FLOORS = (
     {"files", "hardware", "model", "quantize", "tokenizer"},
     {"conversation", "kernels", "sampling", "loss", "weights"},
     {"likeness", "records", "runtime"},
-    {"checkpoint", "data", "drafts", "formats", "mending", "paging", "static"},
+    {"checkpoint", "data", "drafts", "formats", "mending", "paging", "slices", "static"},
     {"calibration", "checking", "generation", "packs", "pretrained", "streams", "training"},
     {"decoding", "engine", "estimate", "evaluation", "run", "summary"},
     {"benchmark", "chatbot"},
