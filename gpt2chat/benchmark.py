@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError
 from gpt2chat.generation import Decoder
 from gpt2chat.hardware import peak_bytes
@@ -25,8 +26,8 @@ MODES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 class Measurement:
     """One line of figures; speeds are medians in tokens per second, times in seconds.
 
-    `limit_tok_s` is what decoding could reach if reading every weight once per token, as fast as this machine reads so
-    much memory, were all it did; `of_limit` is the share of it that was reached.
+    `limit_tok_s` is what decoding could reach if reading every weight once per step, as fast as this machine reads so
+    much memory, were all it did; `of_limit` is the share of it that was reached. All of `batch` streams count.
     """
 
     bench: str
@@ -65,35 +66,78 @@ def measure(
 
     Raises ConfigError for what does not fit.
     """
-    config = runtime.config
-    decoder, prompts = Decoder(runtime), _prompts(config, repeat + 1, prompt_tokens, new_tokens)
+    decoder, prompts = Decoder(runtime), _prompts(runtime.config, repeat + 1, prompt_tokens, new_tokens)
     _seconds(decoder, prompts.pop(), 1)
     first_token_s = time.perf_counter() - began
     first, decoded = _speeds(decoder, prompts, new_tokens)
+    speeds = (decoded, prompt_tokens / first, first_token_s, load_s)
+    return _measurement(bench, model, runtime, prompt_tokens, new_tokens, speeds)
+
+
+def measure_batch(
+    model: str, runtime: Runtime, streams: int, prompt_tokens: int, new_tokens: int, repeat: int, load_s: float
+) -> Measurement:
+    """Decode greedily behind so many random prompts at once; speeds are those of all together.
+
+    `first_token_s` is the median time until a stream's first token, all having been asked for at once. Raises
+    ConfigError for what does not fit.
+    """
+    config = GenerationConfig(temperature=0, max_new_tokens=new_tokens)
+    prompts = _prompts(runtime.config, streams * (repeat + 1), prompt_tokens, new_tokens)
+    runs = []
+    with Engine(runtime, streams=streams, waiting=streams, share=False, draft="none") as engine:
+        for number in range(repeat + 1):
+            began = time.perf_counter()
+            asked = [engine.submit(prompt, config) for prompt in prompts[number * streams :][:streams]]
+            answers = [list(stream) for stream in asked]
+            whole = time.perf_counter() - began
+            firsts = [stream.first_token_s or whole for stream in asked]
+            rest = sum(map(len, answers)) - streams
+            decoded = rest / (whole - max(firsts)) if new_tokens > 1 else 0.0
+            runs.append((decoded, streams * prompt_tokens / max(firsts), statistics.median(firsts)))
+    decoded, prefilled, first = (statistics.median(column) for column in zip(*runs[1:], strict=True))
+    return _measurement(
+        "batch", model, runtime, prompt_tokens, new_tokens, (decoded, prefilled, first, load_s), streams
+    )
+
+
+def _measurement(
+    bench: str,
+    model: str,
+    runtime: Runtime,
+    prompt_tokens: int,
+    new_tokens: int,
+    speeds: tuple[float, float, float, float],
+    batch: int = 1,
+) -> Measurement:
+    """Complete the speeds of decoding and prefill, first token and loading by what is known of model and machine."""
+    decoded, prefilled, first_token_s, load_s = speeds
     rss_mb, read = peak_bytes(runtime.device) >> 20, read_speed(runtime)
-    limit = read / weight_bytes(runtime)
+    limit = batch * read / weight_bytes(runtime)
     return Measurement(
         bench=bench,
         model=model,
-        size=f"{parameter_count(config) / 1e6:.0f}M",
+        size=f"{parameter_count(runtime.config) / 1e6:.0f}M",
         mode=MODES.get(runtime.form, runtime.form),
         runtime=runtime.description,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         decode_tok_s=decoded,
-        prefill_tok_s=prompt_tokens / first,
+        prefill_tok_s=prefilled,
         first_token_s=first_token_s,
         load_s=load_s,
         rss_mb=rss_mb,
         read_gb_s=read / 1e9,
         limit_tok_s=limit,
         of_limit=decoded / limit,
+        batch=batch,
     )
 
 
 def _prompts(config: GPT2Config, count: int, tokens: int, new_tokens: int) -> list[list[int]]:
     if tokens + new_tokens > config.n_ctx:
-        raise ConfigError(f"bench: expected at most {config.n_ctx} tokens, got {tokens} + {new_tokens}")
+        most = f"expected at most {config.n_ctx} together, the context of this model"
+        raise ConfigError(f"prompt_tokens, new_tokens: {most}, got {tokens} + {new_tokens}")
     rng = random.Random(0)
     return [[rng.randrange(config.vocab_size) for _ in range(tokens)] for _ in range(count)]
 

@@ -13,7 +13,7 @@ from gpt2chat import packs, pretrained
 from gpt2chat.calibration import int4_panels, own_texts
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.drafts import Draft, ModelDraft, PromptLookup
-from gpt2chat.errors import ConfigError
+from gpt2chat.errors import ConfigError, GPT2ChatError
 from gpt2chat.hardware import HALF, pick_device, pick_dtype
 from gpt2chat.kernels import KernelUnavailable, kernel
 from gpt2chat.kernels.binding import Kernel
@@ -60,6 +60,8 @@ def choose(
     place, notice = pick_device(device), notice or logging.getLogger(__name__).info
     kept = pick_dtype(dtype, place, answering=True)
     half = dtype in HALF
+    if place.type == "cpu" and (compiled or half):
+        notice("torch computes instead of the native decoder: " + ("--compile" if compiled else dtype) + " needs it")
     native, why = None, f"{dtype if half else place.type} computes through torch"
     if place.type == "cpu" and not compiled and not half:
         try:
@@ -94,7 +96,7 @@ def _compensated(loaded: Checkpoint, choice: Choice) -> dict[str, Panels]:
     """Return the matrices of the layers in int4, rounded for what the model writes itself; none for other forms."""
     if choice.form != "int4":
         return {}
-    choice.notice("rounding the weights to int4 and making up for the errors, once: about 40 seconds at 124M")
+    choice.notice("rounding the weights to int4 and making up for the errors: about 40 seconds at 124M")
     writer = runtime_of(loaded, dataclasses.replace(choice, form="int8"))
     texts = own_texts(writer, min(Tokenizer.gpt2().end_id, loaded.config.vocab_size - 1))
     return int4_panels(loaded, texts)
@@ -116,7 +118,12 @@ def open_model(name: str, choice: Choice, read: Callable[[str], Checkpoint]) -> 
         if found := packs.load(place, source, choice.form):
             return found[0], _native(found[0].config, found[1], choice, choice.kernel)
     loaded = read(name)
-    runtime = runtime_of(loaded, choice, lambda pack: packs.keep(pack, loaded, source, places))
+
+    def keep(pack: Pack) -> None:
+        if not packs.keep(pack, loaded, source, places):
+            choice.notice("the rounded weights could not be kept: they will be made at each start (see GPT2CHAT_CACHE)")
+
+    runtime = runtime_of(loaded, choice, keep)
     return dataclasses.replace(loaded, weights={}), runtime
 
 
@@ -130,9 +137,10 @@ def draft_for(name: str, runtime: Runtime) -> Draft | None:
         return None
     if name in ("auto", "lookup"):
         return PromptLookup()
-    if not name:
-        raise ConfigError("draft: expected auto, none, lookup or a model's name, got ''")
-    _, smaller = open_model(name, choose(str(runtime.device)), pretrained.load)
+    try:
+        _, smaller = open_model(name, choose(str(runtime.device)), pretrained.load)
+    except GPT2ChatError as error:
+        raise ConfigError(f"draft: expected auto, none, lookup or a smaller model, got {name!r}: {error}") from error
     return ModelDraft(smaller, runtime.config.vocab_size)
 
 

@@ -207,9 +207,10 @@ def _from_plain(data: dict[str, Any]) -> Checkpoint:
     )
 
 
-def keep(pack: Pack, loaded: Checkpoint, source: str, targets: Iterable[Path]) -> None:
-    """Write a pack to the first place that takes it, if any does."""
+def keep(pack: Pack, loaded: Checkpoint, source: str, targets: Iterable[Path]) -> bool:
+    """Write a pack to the first place that takes it; return whether any did."""
     for target in targets:
         with contextlib.suppress(GPT2ChatError, OSError, TypeError):  # nor is what JSON does not know kept
             save(pack, loaded, source, target)
-            return
+            return True
+    return False

@@ -33,6 +33,26 @@ def test_one_line_of_json_has_all_figures(tiny_checkpoint: Path, bench: str) -> 
     assert figures["of_limit"] == pytest.approx(figures["decode_tok_s"] / figures["limit_tok_s"], abs=0.01)
 
 
+def test_prompts_are_as_long_as_there_is_room_for(tiny_checkpoint: Path) -> None:
+    result = invoke("bench", "prefill", "--model", tiny_checkpoint, "--repeat", 1, "--json")
+    assert json.loads(result.stdout)["prompt_tokens"] == 127
+
+
+def test_many_at_once_are_one_line_each(tiny_checkpoint: Path) -> None:
+    options = ["--prompt_tokens", 8, "--new_tokens", 6, "--repeat", 2]
+    result = invoke("bench", "batch", "--model", tiny_checkpoint, "--streams", "1,3", *options, "--json")
+    assert result.exit_code == 0
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [set(figures) for figures in lines] == [KEYS, KEYS]
+    assert [(figures["bench"], figures["batch"]) for figures in lines] == [("batch", 1), ("batch", 3)]
+    for figures in lines:
+        assert min(figures["decode_tok_s"], figures["prefill_tok_s"], figures["first_token_s"]) > 0
+    assert "3 at once" in invoke("bench", "batch", "--model", tiny_checkpoint, "--streams", "3", *options).stdout
+    for wrong in ("0", "1,x", ""):
+        result = invoke("bench", "batch", "--model", tiny_checkpoint, "--streams", wrong)
+        assert "streams: expected numbers from 1 on" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "mode"),
     [(["--dtype", "float32"], "fp32"), (["--dtype", "bfloat16"], "bf16"), (["--quantize", "int8"], "int8")],
@@ -45,9 +65,9 @@ def test_the_mode_is_the_one_asked_for(tiny_checkpoint: Path, options: list[str]
 
 
 def test_what_does_not_fit_or_is_no_released_size_is_refused(tiny_checkpoint: Path) -> None:
-    result = invoke("bench", "decode", "--model", tiny_checkpoint)
+    result = invoke("bench", "decode", "--model", tiny_checkpoint, "--prompt_tokens", 32)
     assert result.exit_code == 2
-    assert "expected at most 128 tokens, got 32 + 128" in result.stderr
+    assert "expected at most 128 together, the context of this model, got 32 + 128" in result.stderr
     result = invoke("bench", "decode", "--model", tiny_checkpoint, "--random_weights")
     assert "random_weights: expected a released size such as 124M" in result.stderr
 

@@ -17,7 +17,7 @@ FLOORS = (
     {"checkpoint", "data", "drafts", "formats", "mending", "paging", "slices", "static"},
     {"calibration", "checking", "generation", "packs", "pretrained", "streams", "training"},
     {"decoding", "engine", "estimate", "evaluation", "run", "summary"},
-    {"benchmark", "chatbot"},
+    {"benchmark", "chatbot", "offline"},
     {"cli"},
     {"__main__"},
 )

@@ -10,6 +10,7 @@ from gpt2chat.cli.bench import bench_command
 from gpt2chat.cli.chat import chat_command
 from gpt2chat.cli.data import data_command
 from gpt2chat.cli.evaluate import evaluate_command
+from gpt2chat.cli.generate import generate_command
 from gpt2chat.cli.inspect import inspect_command
 from gpt2chat.cli.terminal import SETTINGS
 from gpt2chat.cli.train import train_command
@@ -29,5 +30,14 @@ def main() -> None:
     gc.set_threshold(50_000)  # records come and go by the million, none in cycles: a tenth of the time less
 
 
-for command in (train_command, chat_command, evaluate_command, inspect_command, data_command, bench_command):
+COMMANDS = (
+    train_command,
+    chat_command,
+    generate_command,
+    evaluate_command,
+    inspect_command,
+    data_command,
+    bench_command,
+)
+for command in COMMANDS:
     main.add_command(command)

@@ -106,7 +106,11 @@ def open_model(bot: GPT2Chatbot, name: str | None) -> None:
 
 def _answer_once(bot: GPT2Chatbot, prompt: str) -> None:
     with Signals():
-        _write(bot.stream(prompt))
+        try:
+            _write(bot.stream(prompt))
+        except Interrupted:
+            click.echo()  # ends the line that was begun
+            raise
 
 
 def _write(pieces: Iterator[str]) -> None:

@@ -95,7 +95,8 @@ def _library(notice: Callable[[str], None]) -> Path:
                 notice("compiling the native decoder for this processor, once")
                 library = _compile(compiler, folder, name)
     except OSError as error:
-        raise KernelUnavailable(f"{folder} cannot be written: {error.strerror or error}") from error
+        way_out = "set GPT2CHAT_CACHE to a folder that can be"
+        raise KernelUnavailable(f"{folder} cannot be written: {error.strerror or error}; {way_out}") from error
     return library
 
 
