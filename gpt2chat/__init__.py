@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from gpt2chat.chatbot import GPT2Chatbot
     from gpt2chat.checkpoint import Checkpoint
     from gpt2chat.conversation import TEMPLATES, Message, Template
-    from gpt2chat.errors import GPT2ChatError
+    from gpt2chat.engine import Engine
+    from gpt2chat.errors import EngineFull, GPT2ChatError
     from gpt2chat.generation import Decoder
     from gpt2chat.model import GPT2, MODEL_SIZES, GPT2Config, KVCache
     from gpt2chat.sampling import GenerationConfig
@@ -30,6 +31,8 @@ _HOME = {
     "TEMPLATES": "conversation",
     "Checkpoint": "checkpoint",
     "Decoder": "generation",
+    "Engine": "engine",
+    "EngineFull": "errors",
     "GenerationConfig": "sampling",
     "KVCache": "model",
     "Message": "conversation",
@@ -43,6 +46,8 @@ _HOME = {
 __all__ = [
     "Checkpoint",
     "Decoder",
+    "Engine",
+    "EngineFull",
     "GPT2",
     "GPT2ChatError",
     "GPT2Chatbot",

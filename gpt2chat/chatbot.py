@@ -12,6 +12,7 @@ from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import Conversation, Message, Template, fit_context, template_named
 from gpt2chat.decoding import Choice, choose, draft_for, open_model, runtime_of
+from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError
 from gpt2chat.formats.rows import pairs_to_messages
 from gpt2chat.generation import Decoder, stream_answer
@@ -60,6 +61,7 @@ class GPT2Chatbot:
         self._examples: list[Message] = []  # of this object, kept over load_model
         self._loaded: Checkpoint | None = None
         self._decoder: Decoder | None = None
+        self._engine: Engine | None = None  # answers instead of the decoder
         self._told_dropped = False
         self._stream: weakref.ref[Generator[str, None, None]] | None = None
 
@@ -79,10 +81,13 @@ class GPT2Chatbot:
         self._open(name, pretrained.load)
         self.reset()
 
-    def use(self, loaded: Checkpoint) -> None:
-        """Talk with a checkpoint that is in memory; the conversation starts anew."""
-        runtime = runtime_of(loaded, self._choice())
-        self._adopt(dataclasses.replace(loaded, weights={}), runtime)
+    def use(self, loaded: Checkpoint, engine: Engine | None = None) -> None:
+        """Talk with a checkpoint that is in memory; the conversation starts anew.
+
+        With an `engine` of the same model, answers come through it: many chatbots can share one.
+        """
+        runtime = engine.runtime if engine else runtime_of(loaded, self._choice())
+        self._adopt(dataclasses.replace(loaded, weights={}), runtime, engine)
         self.reset()
 
     def _choice(self) -> Choice:
@@ -91,10 +96,10 @@ class GPT2Chatbot:
     def _open(self, name: str, read: Callable[[str], Checkpoint]) -> None:
         self._adopt(*open_model(name, self._choice(), read))
 
-    def _adopt(self, loaded: Checkpoint, runtime: Runtime) -> None:
+    def _adopt(self, loaded: Checkpoint, runtime: Runtime, engine: Engine | None = None) -> None:
         if self._loaded is None and self._expected not in (None, loaded.config):
             self._notice(f"the file holds another size than {self.model_name}; using {pretrained.describe(loaded)}")
-        self._decoder, self._loaded = Decoder(runtime, draft_for(self._draft, runtime)), loaded
+        self._decoder, self._loaded, self._engine = Decoder(runtime, draft_for(self._draft, runtime)), loaded, engine
 
     def _ready(self) -> tuple[Checkpoint, Decoder]:
         if self._loaded is None:
@@ -223,7 +228,7 @@ class GPT2Chatbot:
             self._told_dropped = True
             full = f"context of {n_ctx} tokens" if length == n_ctx else f"{length} tokens of conversation it was taught"
             self._notice(f"the {full} are full: the model no longer sees the oldest turns")
-        return stream_answer(decoder, kept, template, self.tokenizer, generation)
+        return stream_answer(self._engine or decoder, kept, template, self.tokenizer, generation)
 
     def _generation(self, options: dict[str, object]) -> GenerationConfig:
         known = {field.name for field in dataclasses.fields(GenerationConfig)}

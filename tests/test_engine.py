@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +20,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt2chat import pretrained
+from gpt2chat.chatbot import GPT2Chatbot
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import TEMPLATES
 from gpt2chat.decoding import choose, runtime_of
@@ -484,6 +489,33 @@ def test_it_answers_where_a_decoder_does(native: NativeRuntime, engine: Engine) 
     stream = engine.submit([1, 2, 3], config, until=lambda token: True)
     assert len(list(stream)) == 1
     assert stream.finish_reason == "stop"
+
+
+def test_the_example_of_the_document_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    document = Path(__file__).resolve().parent.parent / "docs" / "engine.md"
+    (code,) = re.findall(r"```python\n(.*?)```", document.read_text("utf-8"), flags=re.S)
+    exec(compile(code, str(document), "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) >= 2
+
+
+def test_many_chatbots_can_talk_through_one_engine() -> None:
+    loaded = pretrained.load("demo")
+    questions = ["Hello, who are you?", "Do you like tea?", "What did I ask first?"]
+    options = {"generation": GenerationConfig(seed=3, max_new_tokens=20)}
+    bot = GPT2Chatbot("demo", **options)  # type: ignore[arg-type]
+    bot.use(loaded)
+    expected = [bot.chat(question) for question in questions]
+    with Engine(bot.decoder.runtime, streams=4) as engine:
+
+        def talk() -> list[str]:
+            other = GPT2Chatbot("demo", **options)  # type: ignore[arg-type]
+            other.use(loaded, engine)
+            return [other.chat(question) for question in questions]
+
+        with ThreadPoolExecutor(6) as pool:
+            assert [call.result() for call in [pool.submit(talk) for _ in range(6)]] == [expected] * 6
+        assert engine.stats().cached_tokens > 0
+        assert engine.stats().used_bytes == 0
 
 
 def test_closing_ends_all_answers(native: NativeRuntime) -> None:
