@@ -6,12 +6,12 @@ from gpt2chat.runtime import ROWS
 
 
 class Slice:
-    """How many rows of prompts a step takes beside running answers, so that it takes 2.5 times as long as without.
+    """How many rows of prompts a step takes beside running answers, so that it takes about 2.2 times as long as without.
 
     The time of a step is taken for a constant and a part for each row, both learnt from the last hundred steps or so.
     """
 
-    LEAST, MOST, FIRST, KEPT = 8, ROWS, 32, 0.98
+    LEAST, MOST, FIRST, KEPT = 8, ROWS, 16, 0.98
 
     def __init__(self) -> None:
         self._weight = self._rows = self._seconds = self._squares = self._products = 0.0
@@ -43,4 +43,4 @@ class Slice:
             return self.MOST
         if not each:
             return self.FIRST
-        return max(self.LEAST, min(self.MOST, int(1.5 * (fixed / each + answering)) // self.LEAST * self.LEAST))
+        return max(self.LEAST, min(self.MOST, int(1.2 * (fixed / each + answering)) // self.LEAST * self.LEAST))

@@ -543,7 +543,7 @@ def test_a_program_that_ends_with_an_open_engine_ends_well() -> None:
 
 
 @pytest.mark.parametrize(("fixed", "each", "beside"), [(4e-3, 1.5e-4, 1), (4e-3, 1.5e-4, 16), (2e-3, 1e-3, 4)])
-def test_slices_are_such_that_a_step_takes_two_and_a_half_times_as_long(fixed: float, each: float, beside: int) -> None:
+def test_slices_are_such_that_a_step_takes_about_twice_as_long(fixed: float, each: float, beside: int) -> None:
     chooser = Slice()
     assert chooser.rows(0) == Slice.MOST
     assert chooser.rows(beside) == Slice.FIRST
