@@ -26,6 +26,7 @@ from gpt2chat.paging import PAGE, memory_for
 from gpt2chat.runtime import ROWS, NativeRuntime, Part, Runtime, as_runtime
 from gpt2chat.sampling import GenerationConfig, Scores
 from gpt2chat.slices import Slice
+from gpt2chat.slots import batched
 from gpt2chat.streams import FinishReason, Line, Request, Stream
 
 GUESSING = 4  # answers at once up to which guesses are checked: beyond, the rows are worth more to others
@@ -93,7 +94,7 @@ class Engine:
         for name, value, least in (("streams", streams, 1), ("waiting", waiting, 0), ("memory", memory or 1, 1)):
             if type(value) is not int or value < least:
                 raise ConfigError(f"{name}: expected a whole number, {least} or more, got {value!r}")
-        self.runtime = as_runtime(model)
+        self.runtime = batched(as_runtime(model), streams)
         self._exact = isinstance(self.runtime, NativeRuntime)
         self._guess = draft == "lookup" or (draft == "auto" and self._exact)
         self.streams, self.waiting, self.per_client = streams, waiting, per_client or waiting

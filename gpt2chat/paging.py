@@ -206,7 +206,8 @@ class WholeMemory:
         """Take a budget in bytes."""
         self._runtime, config = runtime, runtime.config
         self.cache_bytes = 8 * config.n_layer * config.n_ctx * config.n_embd  # of float32 at the most
-        self.count = max(1, budget // self.cache_bytes)
+        most = getattr(runtime, "most_caches", None)
+        self.count = max(1, min(budget // self.cache_bytes, most or budget))
         self._used = 0
         self._free: list[Cache] = []
 

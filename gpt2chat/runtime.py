@@ -67,7 +67,9 @@ class Runtime(Protocol):
 
 
 class TorchRuntime:
-    """The network through torch's operators."""
+    """The network through torch's operators. `most_caches` can be in use at a time, if that is bounded."""
+
+    most_caches: int | None = None
 
     def __init__(self, model: GPT2, form: str | None = None) -> None:
         """Take a network; `form` is what its weights were rounded to before, if they were."""

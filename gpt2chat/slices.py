@@ -6,7 +6,7 @@ from gpt2chat.runtime import ROWS
 
 
 class Slice:
-    """How many rows of prompts a step takes beside running answers, so that it takes about 2.2 times as long as without.
+    """How many rows of prompts a step takes beside answers, so that it takes about 2.2 times as long as without.
 
     The time of a step is taken for a constant and a part for each row, both learnt from the last hundred steps or so.
     """

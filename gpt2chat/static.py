@@ -87,21 +87,7 @@ class StaticRuntime(TorchRuntime):
             return lambda: step(cache)
         if self.device.type != "cuda":
             return lambda: self._step(cache)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # libraries allocate and choose in their first runs, which cannot be recorded
-                self._step(cache)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = self._step(cache)
-
-        def replay() -> Tensor:
-            graph.replay()
-            return logits
-
-        return replay
+        return recorded(lambda: self._step(cache))
 
     def _step(self, cache: StaticCache) -> Tensor:
         mask = (self._places <= cache.position).view(1, 1, 1, -1)
@@ -111,3 +97,22 @@ class StaticRuntime(TorchRuntime):
         finally:
             cache.length, cache.fixed = past, False
         return self.model.logits(hidden[0]).float()
+
+
+def recorded(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Record a step as a CUDA graph; return what replays it and gives its result, which the next replay overwrites."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # libraries allocate and choose in their first runs, which cannot be recorded
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay

@@ -15,9 +15,9 @@ FLOORS = (
     {"conversation", "kernels", "sampling", "loss", "weights"},
     {"likeness", "records", "runtime"},
     {"checkpoint", "data", "drafts", "formats", "mending", "paging", "slices", "static"},
-    {"calibration", "checking", "generation", "packs", "pretrained", "streams", "training"},
+    {"calibration", "checking", "generation", "packs", "pretrained", "slots", "streams", "training"},
     {"decoding", "engine", "estimate", "evaluation", "run", "summary"},
-    {"benchmark", "chatbot", "offline"},
+    {"benchmark", "chatbot", "fleet", "offline"},
     {"cli"},
     {"__main__"},
 )
