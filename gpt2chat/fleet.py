@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from gpt2chat.engine import Engine, Stats
+from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError, EngineFull
 from gpt2chat.sampling import GenerationConfig
+from gpt2chat.steps import Stats
 from gpt2chat.streams import Stream
 
 

@@ -15,7 +15,7 @@ from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import Message, Template, fit_context, render_prompt
 from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError, ContextError, DataError
-from gpt2chat.generation import stop_watch, stream_text
+from gpt2chat.generation import stream_text
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.streams import Stream
 from gpt2chat.tokenizer import Tokenizer
@@ -23,6 +23,7 @@ from gpt2chat.tokenizer import Tokenizer
 ASKED = ("prompt", "user", "messages")  # of which a row has one
 NAMES = ("id", "custom_id")
 OPTIONS = {field.name: field.name for field in dataclasses.fields(GenerationConfig)} | {"max_tokens": "max_new_tokens"}
+BEGIN = b'{"id": '  # of the line of an answer
 ROLES = ("system", "user", "assistant")
 
 
@@ -40,7 +41,7 @@ class Job:
     @property
     def key(self) -> str:
         """Return a checksum that tells it apart from any other question, model or way to answer."""
-        what = (self.ids, self.config, self.stop, self.model)
+        what = (self.id, self.ids, self.config, self.stop, self.model)
         return hashlib.sha256(repr(what).encode()).hexdigest()[:12]
 
 
@@ -164,8 +165,8 @@ def answers(engine: Engine, rows: Iterable[Job], tokenizer: Tokenizer) -> Iterat
     waiting: deque[tuple[Job, Stream]] = deque()
     try:
         for job in rows:
-            watch = stop_watch(tokenizer.stream_decoder(), job.stop) if job.stop else None
-            waiting.append((job, engine.submit(job.ids, job.config, stop={tokenizer.end_id}, until=watch)))
+            stream = engine.submit(job.ids, job.config, stop={tokenizer.end_id}, stop_strings=job.stop)
+            waiting.append((job, stream))
             if len(waiting) >= 2 * engine.streams:
                 yield _answer(*waiting.popleft(), tokenizer)
         while waiting:
@@ -176,7 +177,8 @@ def answers(engine: Engine, rows: Iterable[Job], tokenizer: Tokenizer) -> Iterat
 
 
 def _answer(job: Job, stream: Stream, tokenizer: Tokenizer) -> dict[str, object]:
-    text = "".join(stream_text(stream, tokenizer.stream_decoder(), job.stop, job.lead))
+    ids = list(stream)
+    text = "".join(stream_text(ids, tokenizer.stream_decoder(), job.stop, job.lead))
     return {
         "id": job.id,
         "text": text,
@@ -196,7 +198,8 @@ def done_before(path: Path, rows: Iterable[Job]) -> tuple[int, int]:
         return 0, 0
     done = size = 0
     with path.open("rb") as file:
-        for job, line in zip(rows, file, strict=False):
+        for job in rows:
+            line = file.readline()
             if not line.endswith(b"\n"):
                 break
             try:
@@ -210,6 +213,9 @@ def done_before(path: Path, rows: Iterable[Job]) -> tuple[int, int]:
                 )
             done, size = done + 1, size + len(line)
         else:
-            if done and file.readline():
+            line = file.readline()
+            if line:
                 raise DataError(f"{path}:{done + 1}: has more answers than there are rows: give another --out")
+        if not line.startswith(BEGIN[: len(line)]):
+            raise DataError(f"{path}:{done + 1}: expected an answer that was cut off: give another --out")
     return done, size

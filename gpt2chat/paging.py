@@ -14,8 +14,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from gpt2chat.errors import ConfigError
 from gpt2chat.quantize import LANES
-from gpt2chat.runtime import Arena, Cache, NativeCache, NativeRuntime, Runtime
+from gpt2chat.runtime import Arena, Cache, NativeCache, NativeRuntime, Runtime, TorchRuntime
 
 PAGE = LANES  # positions
 CHUNK = 1 << 24  # bytes that are asked of the system at a time
@@ -52,6 +53,9 @@ class Memory(Protocol):
     def release(self, held: Held) -> None:
         """Take back what a stream held."""
 
+    def begin_anew(self) -> None:
+        """Take everything back; nobody holds anything, and nothing is known."""
+
     def used_bytes(self) -> int:
         """Return how much streams hold."""
 
@@ -81,7 +85,13 @@ class PagedMemory:
         self._shape, self._dtype = runtime.page_shape(PAGE)
         self.page_bytes = self._shape.numel() * self._dtype.itemsize
         self._most_pages = -(-runtime.config.n_ctx // PAGE)
-        self.count, self._share = max(1, budget // self.page_bytes), share
+        self.count, self._share = budget // self.page_bytes, share
+        if not self.count:
+            raise ConfigError(f"memory: expected {self.page_bytes} bytes or more, the size of a page, got {budget}")
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Take everything back; nobody holds anything, and nothing is known."""
         self._fresh: list[Tensor] = []  # never written: zeros
         self._free: list[Tensor] = []  # of streams that are gone
         self._made = 0
@@ -202,14 +212,18 @@ class PagedMemory:
 class WholeMemory:
     """A whole cache for each stream, for runtimes through torch. Nothing is shared."""
 
-    def __init__(self, runtime: Runtime, budget: int) -> None:
-        """Take a budget in bytes."""
+    def __init__(self, runtime: TorchRuntime, budget: int) -> None:
+        """Take a budget in bytes; there is room for one stream at least."""
         self._runtime, config = runtime, runtime.config
-        self.cache_bytes = 8 * config.n_layer * config.n_ctx * config.n_embd  # of float32 at the most
-        most = getattr(runtime, "most_caches", None)
+        self.cache_bytes = 2 * config.n_layer * config.n_ctx * config.n_embd * runtime.model.dtype.itemsize
+        most = runtime.most_caches
         self.count = max(1, min(budget // self.cache_bytes, most or budget))
-        self._used = 0
-        self._free: list[Cache] = []
+        self._made: list[Cache] = []
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Take everything back."""
+        self._used, self._free = 0, list(self._made)
 
     def fits(self, length: int) -> bool:
         """Whether a stream of `length` tokens fits if it has the memory for itself."""
@@ -219,7 +233,10 @@ class WholeMemory:
         """Return an empty cache, or None while all are in use."""
         if self._used == self.count:
             return None
-        cache = self._free.pop() if self._free else self._runtime.new_cache()
+        if not self._free:
+            self._made.append(self._runtime.new_cache())
+            self._free.append(self._made[-1])
+        cache = self._free.pop()
         cache.truncate(0)
         self._used += 1
         return Held(cache)
@@ -252,4 +269,6 @@ def memory_for(runtime: Runtime, budget: int, share: bool) -> Memory:
     """Return what gives caches to the streams of a runtime."""
     if isinstance(runtime, NativeRuntime):
         return PagedMemory(runtime, budget, share)
+    if not isinstance(runtime, TorchRuntime):
+        raise TypeError(f"unknown runtime {type(runtime).__name__}")
     return WholeMemory(runtime, budget)

@@ -47,7 +47,7 @@ class Request:
         self.error: BaseException | None = None
         self._tokens = deque[int]()
         self._ready = threading.Condition()
-        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
 
     @property
     def in_prompt(self) -> bool:
@@ -70,10 +70,10 @@ class Request:
 
     def _tell(self) -> None:
         self._ready.notify_all()
-        if self._waiter:
-            (loop, future), self._waiter = self._waiter, None
+        waiters, self._waiters = self._waiters, []
+        for loop, future in waiters:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
-                loop.call_soon_threadsafe(lambda: None if future.done() else future.set_result(None))
+                loop.call_soon_threadsafe(_wake, future)
 
     def take(self) -> int | None:
         """Wait for the next id; None at the end."""
@@ -91,8 +91,13 @@ class Request:
                     return None
                 loop = asyncio.get_running_loop()
                 future = loop.create_future()
-                self._waiter = (loop, future)
+                self._waiters.append((loop, future))
             await future
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class Stream:
@@ -101,8 +106,8 @@ class Stream:
     After the end, `finish_reason` is "stop", "length", "cancelled" or "deadline". A fault is raised by the iteration.
     """
 
-    def __init__(self, request: Request, cancel: Callable[[Request], None]) -> None:
-        self._request, self._cancel = request, cancel
+    def __init__(self, request: Request, cancel: Callable[[Request], None], dropped: Callable[[Request], None]) -> None:
+        self._request, self._cancel, self._dropped = request, cancel, dropped
 
     def __iter__(self) -> Iterator[int]:
         return self
@@ -143,8 +148,8 @@ class Stream:
         self.cancel()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # the interpreter may be on its way out
-            self.cancel()
+        self._request.cancelled = True  # without a lock: this may come in the middle of anything
+        self._dropped(self._request)
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -202,7 +207,12 @@ class Line:
         self._clients.setdefault(request.client, OrderedDict())[request.number] = request
         self._count += 1
         if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, request.number, request))
+            if len(self._deadlines) > 2 * self._count + 64:  # most of them have left
+                every = (request for requests in self._clients.values() for request in requests.values())
+                self._deadlines = [(r.deadline, r.number, r) for r in every if r.deadline is not None]
+                heapq.heapify(self._deadlines)
+            else:
+                heapq.heappush(self._deadlines, (request.deadline, request.number, request))
 
     def first(self) -> Request | None:
         """Return whose turn it is."""

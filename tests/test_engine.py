@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 import re
@@ -37,6 +38,7 @@ from gpt2chat.slices import Slice
 from gpt2chat.slots import SlotRuntime
 from gpt2chat.static import StaticRuntime
 from gpt2chat.streams import Line, Request
+from gpt2chat.tokenizer import Tokenizer
 
 SMALL = GPT2Config(n_layer=2, n_head=2, n_embd=128, n_ctx=160, vocab_size=500)
 
@@ -261,7 +263,7 @@ def test_several_answers_to_one_prompt_share_its_pages_and_have_seeds_of_their_o
 def test_with_little_memory_requests_wait_and_all_are_answered(native: NativeRuntime) -> None:
     requests = asked(30, seed=3)
     expected = alone(native, requests)
-    page = PagedMemory(native, 1).page_bytes
+    page = PagedMemory(native, 1 << 20).page_bytes
     with Engine(native, streams=16, memory=10 * page) as engine:  # the context has as many pages
         streams = [engine.submit(*request) for request in requests]
         assert [list(stream) for stream in streams] == expected
@@ -271,7 +273,7 @@ def test_with_little_memory_requests_wait_and_all_are_answered(native: NativeRun
 
 
 def test_what_never_fits_is_refused_in_words(native: NativeRuntime) -> None:
-    page = PagedMemory(native, 1).page_bytes
+    page = PagedMemory(native, 1 << 20).page_bytes
     with Engine(native, memory=4 * page) as engine:
         with pytest.raises(ContextError, match=r"80 tokens do not fit into \d+ MB for keys and values"):
             engine.submit([1] * 40, GenerationConfig(max_new_tokens=40))
@@ -279,7 +281,7 @@ def test_what_never_fits_is_refused_in_words(native: NativeRuntime) -> None:
 
 
 def test_a_page_is_empty_when_another_stream_gets_it(native: NativeRuntime) -> None:
-    memory = PagedMemory(native, 1)
+    memory = PagedMemory(native, PagedMemory(native, 1 << 20).page_bytes)
     assert memory.count == 1
     for first in (3, 4):
         held = memory.hold([first] * 10, 16)
@@ -298,7 +300,7 @@ def test_a_page_is_empty_when_another_stream_gets_it(native: NativeRuntime) -> N
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_no_page_is_lost_or_held_twice(native: NativeRuntime, data: st.DataObject) -> None:
-    memory = PagedMemory(native, 12 * PagedMemory(native, 1).page_bytes)
+    memory = PagedMemory(native, 12 * PagedMemory(native, 1 << 20).page_bytes)
     living: list[tuple[Any, list[int], int]] = []
     for _ in range(data.draw(st.integers(1, 30))):
         if living and data.draw(st.booleans()):
@@ -482,11 +484,101 @@ def test_after_a_fault_of_its_own_the_engine_begins_anew(
     native: NativeRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Engine(native) as engine:
-        monkeypatch.setattr(engine, "_work", lambda: 1 / 0)
+        monkeypatch.setattr(engine._steps, "run", lambda running: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             list(engine.submit([1], GenerationConfig()))
         monkeypatch.undo()
         assert len(list(engine.submit([1], GenerationConfig(max_new_tokens=5)))) == 5
+
+
+def test_no_fault_of_a_request_ends_the_engine(native: NativeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(token: int) -> bool:
+        raise SystemExit
+
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    with Engine(native, streams=2) as engine:
+        for _ in range(3):
+            with pytest.raises(SystemExit):
+                list(engine.submit([1, 2], GenerationConfig(), until=leave))
+            for name in ("hold", "release"):
+                with monkeypatch.context() as patch:
+                    patch.setattr(engine._memory, name, fail)
+                    streams = [engine.submit([1, number], GenerationConfig(max_new_tokens=3)) for number in range(3)]
+                    for stream in streams:
+                        with contextlib.suppress(MemoryError):
+                            list(stream)
+                    idle(engine)
+            assert len(list(engine.submit([1, 2], GenerationConfig(max_new_tokens=5)))) == 5
+            assert engine.stats().used_bytes == 0
+
+
+def test_as_many_as_there_are_places_can_come_at_once(native: NativeRuntime) -> None:
+    with Engine(native, streams=16, waiting=0) as engine:
+        streams = engine.submit_many([1, 2], GenerationConfig(max_new_tokens=5, seed=1), 16)
+        assert [len(list(stream)) for stream in streams] == [5] * 16
+
+
+def test_each_of_several_answers_meets_its_own_stop_string() -> None:
+    runtime = runtime_of(pretrained.load("demo"), choose("cpu"))
+    prompt = Tokenizer.gpt2().encode("Once upon a time")
+    config = GenerationConfig(temperature=1, seed=1, max_new_tokens=60)
+    with Engine(runtime) as engine:
+        streams = engine.submit_many(prompt, config, 5, stop_strings=["."])
+        texts = [Tokenizer.gpt2().decode(list(stream)) for stream in streams]
+    assert len(set(texts)) > 2
+    for stream, text in zip(streams, texts, strict=True):
+        assert (stream.finish_reason == "stop") == ("." in text)
+        assert "." not in text[:-3]
+
+
+def test_requests_that_are_gone_leave_the_list_of_deadlines() -> None:
+    line = Line()
+    for number in range(5000):
+        line.add(request(number, "a", deadline=1e9 + number))
+        if number >= 10:
+            assert (first := line.first())
+            line.remove(first)
+    assert len(line) == 10
+    assert len(line._deadlines) < 200
+    assert len(line.late(2e9)) == 10
+
+
+def test_pages_that_were_read_last_stay_longest(native: NativeRuntime) -> None:
+    memory = PagedMemory(native, 5 * PagedMemory(native, 1 << 20).page_bytes)
+    for first in (1, 2, 1):  # the first text is used again
+        held = memory.hold([first] * 33, 33)
+        assert held is not None
+        memory.extend(held, 32)
+        held.cache.length = 32
+        memory.note(held, [first] * 32)
+        memory.release(held)
+    other = memory.hold([3] * 33, 33)
+    assert other is not None
+    memory.extend(other, 33)  # three pages: the free one, and both of the second text
+    assert len(memory._found([1] * 33)) == 2
+    assert len(memory._found([2] * 33)) == 0
+
+
+def test_a_child_process_cannot_ask(native: NativeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Engine(native) as engine:
+        monkeypatch.setattr(engine, "_process", -1)
+        with pytest.raises(RuntimeError, match="of another process"):
+            engine.submit([1])
+
+
+def test_two_readers_share_a_stream(native: NativeRuntime) -> None:
+    async def both(engine: Engine) -> list[list[int]]:
+        stream = engine.submit([1, 2], GenerationConfig(max_new_tokens=50))
+
+        async def read() -> list[int]:
+            return [token async for token in stream]
+
+        return await asyncio.wait_for(asyncio.gather(read(), read()), 30)
+
+    with Engine(native) as engine:
+        assert sum(map(len, asyncio.run(both(engine)))) == 50
 
 
 def test_what_is_no_request_is_refused(engine: Engine, native: NativeRuntime) -> None:
@@ -498,7 +590,21 @@ def test_what_is_no_request_is_refused(engine: Engine, native: NativeRuntime) ->
     ):
         with pytest.raises(error, match=words):
             engine.submit(prompt, GenerationConfig())
-    for options in ({"streams": 0}, {"waiting": -1}, {"memory": -5}, {"draft": "gpt"}):
+    for prompt in (torch.ones(3, 1, dtype=torch.long).numpy(), [1.5], "text", 5):
+        with pytest.raises(ConfigError, match="expected ids, whole numbers in a row"):
+            engine.submit(prompt, GenerationConfig())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="deadline: expected seconds"):
+        engine.submit([1], deadline=float("nan"))
+    with pytest.raises(ConfigError, match="until: expected stop_strings"):
+        engine.submit_many([1], GenerationConfig(), 2, until=bool)
+    for options in (
+        {"streams": 0},
+        {"waiting": -1},
+        {"memory": -5},
+        {"memory": 100},
+        {"draft": "gpt"},
+        {"per_client": 0},
+    ):
         with pytest.raises(ConfigError):
             Engine(native, **options)  # type: ignore[arg-type]
     engine.close()

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,31 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
         assert result.exit_code == 2
         assert "expected TEXT or --batch FILE" in result.stderr
     assert invoke("generate", "x", "--draft", "demo").exit_code == 2
+
+
+def test_no_file_of_others_is_overwritten(tmp_path: Path) -> None:
+    batch, notes = write(tmp_path / "q.jsonl", ROWS), tmp_path / "notes.txt"
+    for content in ("a line without an end", "two\nlines\n", "{"):
+        notes.write_text(content)
+        result = invoke("generate", "--batch", batch, "--out", notes)
+        assert (result.exit_code, notes.read_text()) == (1, content) if content != "{" else (0, notes.read_text())
+    before = batch.read_bytes()
+    assert "holds the questions" in invoke("generate", "--batch", batch, "--out", batch).stderr
+    assert batch.read_bytes() == before
+    (tmp_path / "empty.jsonl").write_text("\n")
+    assert "empty.jsonl: has no rows" in invoke("generate", "--batch", tmp_path / "empty.jsonl", "--out", batch).stderr
+    assert batch.read_bytes() == before
+
+
+def test_a_named_pipe_is_read_once(tmp_path: Path) -> None:
+    pipe, content = tmp_path / "pipe", "".join(json.dumps(row) + "\n" for row in ROWS)
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_text(content))
+    writer.start()
+    result = invoke("generate", "--batch", pipe, "--out", tmp_path / "out.jsonl", "--max_new_tokens", 3)
+    writer.join()
+    assert result.exit_code == 0
+    assert len(read(tmp_path / "out.jsonl")) == 4
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")

@@ -19,6 +19,7 @@ from gpt2chat.cli.options import (
     device_options,
     draft_option,
     generation_options,
+    is_pipe,
     quantize_option,
 )
 from gpt2chat.cli.terminal import SETTINGS, Interrupted, Signals, kept_input, reports_errors, say, tolerate_any_text
@@ -104,16 +105,23 @@ def _go_on(text: str, setting: Setting, engine: Engine) -> None:
 
 def _answer_all(batch: Path, out: str | None, setting: Setting, engine: Engine) -> None:
     """Answer the rows that have no answer yet."""
+    from gpt2chat.errors import DataError
     from gpt2chat.offline import answers, done_before, jobs
 
     piped = str(batch) == "-"
     path, name = (kept_input(None), "standard input") if piped else (batch, str(batch))
+    if not piped and is_pipe(batch):
+        path = kept_input(batch)
 
     def rows() -> Iterator[Job]:
         return jobs(path, name, setting)
 
     total = sum(1 for _ in rows())  # a fault is told before anything is computed
     target = None if out == "-" or (out is None and piped) else Path(out) if out else _beside(batch)
+    if not total:
+        raise DataError(f"{name}: has no rows")
+    if target and target.exists() and path.exists() and target.samefile(path):
+        raise DataError(f"{target}: holds the questions: give another --out")
     done, size = done_before(target, rows()) if target else (0, 0)
     if done:
         say(f"{target}: {done} of {total} were answered before")

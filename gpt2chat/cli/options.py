@@ -33,14 +33,15 @@ def sources(places: Iterable[Path], encoding: str | None, report: Report) -> lis
     for place in places:
         if str(place) == "-":
             found.append(Source(kept_input(None), encoding, "standard input"))
-        elif _is_pipe(place):  # which can be read once
+        elif is_pipe(place):  # which can be read once
             found.append(Source(kept_input(place), encoding, str(place)))
         else:
             found += expand([place], encoding, report)
     return found
 
 
-def _is_pipe(place: Path) -> bool:
+def is_pipe(place: Path) -> bool:
+    """Whether a place is a pipe or the like, which can be read once."""
     try:
         return place.exists() and not place.is_file() and not place.is_dir()
     except (OSError, ValueError):  # no name of a file
