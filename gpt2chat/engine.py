@@ -105,15 +105,16 @@ class Engine:
         if deadline is not None and math.isnan(deadline):
             raise ConfigError("deadline: expected seconds, got nan")
         end = None if deadline is None else time.monotonic() + deadline
+        watches = [until] if until else []
         if strings := tuple(stop_strings):
-            until = stop_watch(Tokenizer.gpt2().stream_decoder(), strings)
+            watches.append(stop_watch(Tokenizer.gpt2().stream_decoder(), strings))
         draft = PromptLookup() if self._guess else None
         with self._changed:
             if self._closed or self._process != os.getpid():
                 raise RuntimeError("the engine is closed" if self._closed else "the engine is of another process")
             self._admit(client)
             self._numbers += 1
-            request = Request(self._numbers, ids, config, limit, stop, until, client, end, draft)
+            request = Request(self._numbers, ids, config, limit, stop, watches, client, end, draft)
             self._line.add(request)
             self._changed.notify()
         return Stream(request, self._cancel, self._dropped.append)

@@ -166,7 +166,7 @@ class Steps:
             request.ids.append(token)
             request.drawn += 1
             request.put(token)
-            if request.until is not None and request.until(token):
+            if request.ends_with(token):
                 return "stop"
             if request.drawn == request.limit:
                 return "length"

@@ -29,13 +29,13 @@ class Request:
         config: GenerationConfig,
         limit: int,
         stop: Collection[int],
-        until: Callable[[int], bool] | None,
+        watches: Sequence[Callable[[int], bool]],
         client: str,
         deadline: float | None,
         draft: Draft | None,
     ) -> None:
         self.number, self.ids, self.prompt_tokens = number, list(prompt), len(prompt)
-        self.config, self.limit, self.stop, self.until = config, limit, frozenset(stop), until
+        self.config, self.limit, self.stop, self.watches = config, limit, frozenset(stop), watches
         self.client, self.deadline = client, deadline
         self.sampler, self.draft, self.pace = Sampler(config), draft, Pace()
         self.held: Held | None = None
@@ -53,6 +53,10 @@ class Request:
     def in_prompt(self) -> bool:
         """Whether part of the prompt is still to be read."""
         return self.held is not None and self.held.cache.length < self.prompt_tokens
+
+    def ends_with(self, token: int) -> bool:
+        """Whether this id is the last one."""
+        return any(watch(token) for watch in self.watches)
 
     def put(self, token: int) -> None:
         """Hand over one id."""

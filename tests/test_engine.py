@@ -409,7 +409,7 @@ def test_one_client_cannot_take_all_places(native: NativeRuntime) -> None:
 
 
 def request(number: int, client: str, deadline: float | None = None) -> Request:
-    return Request(number, [1], GenerationConfig(), 1, (), None, client, deadline, None)
+    return Request(number, [1], GenerationConfig(), 1, (), (), client, deadline, None)
 
 
 def test_clients_take_turns() -> None:
@@ -653,7 +653,7 @@ def test_it_answers_where_a_decoder_does(native: NativeRuntime, engine: Engine) 
     config = GenerationConfig(temperature=0, max_new_tokens=12)
     decoder = Decoder(native)
     assert list(engine.generate([1, 2, 3], config, ())) == list(decoder.generate([1, 2, 3], config, ()))
-    stream = engine.submit([1, 2, 3], config, until=lambda token: True)
+    stream = engine.submit([1, 2, 3], config, until=lambda token: True, stop_strings=["never"])
     assert len(list(stream)) == 1
     assert stream.finish_reason == "stop"
 

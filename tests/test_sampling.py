@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from gpt2chat.errors import ConfigError, ModelError
-from gpt2chat.sampling import GenerationConfig, Sampler, gumbel, penalise, probabilities
+from gpt2chat.sampling import GenerationConfig, Sampler, candidates, gumbel, penalise, probabilities
 
 VOCAB = 60
 SEEDS = st.integers(0, 2**32 - 1)
@@ -155,6 +155,14 @@ def test_scores_that_are_no_numbers_are_refused(bad: float) -> None:
     scores[7] = bad
     with pytest.raises(ModelError, match="token 7"):
         Sampler(GenerationConfig()).sample(scores, [], 0)
+
+
+@given(seed=SEEDS, size=st.integers(2, 700), count=st.integers(1, 300), digits=st.sampled_from([0, 1, 6]))
+def test_the_largest_scores_are_found_with_all_their_equals(seed: int, size: int, count: int, digits: int) -> None:
+    assume(count < size)
+    scores = np.random.default_rng(seed).standard_normal(size).round(digits).astype(np.float32)
+    ids, _ = candidates(scores, GenerationConfig(temperature=1, top_k=count))
+    assert ids.tolist() == np.flatnonzero(scores >= np.sort(scores)[-count]).tolist()
 
 
 @given(seed=SEEDS, top_p=st.floats(0.5, 1, exclude_max=True), top_k=st.sampled_from([0, 3000]))
