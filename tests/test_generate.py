@@ -182,7 +182,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_what_was_answered(tmp_path: Path) -> None:
-    rows = [{"prompt": f"{number}", "max_new_tokens": 400} for number in range(400)]
+    rows = [{"prompt": f"{number}", "max_new_tokens": 400} for number in range(5000)]
     batch, out = write(tmp_path / "q.jsonl", rows), tmp_path / "q.answers.jsonl"
     command = [sys.executable, "-m", "gpt2chat", "generate", "--batch", str(batch), "--seed", "1", "--streams", "4"]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "NO_COLOR": "1"})
@@ -192,6 +192,6 @@ def test_ctrl_c_keeps_what_was_answered(tmp_path: Path) -> None:
     running.send_signal(signal.SIGINT)
     said = running.communicate(timeout=60)[1]
     assert running.returncode == 130
-    assert "of 400 answered; the same command goes on" in said
+    assert "of 5000 answered; the same command goes on" in said
     assert "Traceback" not in said
     assert out.read_bytes().endswith(b"\n")
