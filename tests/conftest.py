@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ from gpt2chat.tokenizer import Tokenizer
 
 settings.register_profile("gpt2chat", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("gpt2chat")
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # begun in the background: programs that tests run would ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
