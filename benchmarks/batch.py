@@ -7,13 +7,12 @@ turn, several rounds; medians are printed as JSON lines with the ratio of ours t
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 
 from common import interleave, random_ids, report
-from peers import FORMS, Run, folder_for, installed, make_files, open_peer
+from peers import FORMS, Run, installed, make_files, open_peer, our_runtime, peer_parser
 
 PROMPT, NEW = 32, 64
 OURS = "gpt2chat"
@@ -26,14 +25,10 @@ COMPARED = {  # forms of about the same accuracy
 
 def ours(form: str, size: str, streams: int) -> Run:
     """Load the same weights into the engine; return what decodes greedily with it."""
-    from gpt2chat import pretrained
-    from gpt2chat.decoding import choose, runtime_of
     from gpt2chat.engine import Engine
     from gpt2chat.sampling import GenerationConfig
 
-    choice = choose("cpu", "auto" if form == "int8" else form, "int8" if form == "int8" else "none")
-    runtime = runtime_of(pretrained.load(str(folder_for(size) / "hf")), choice)
-    engine = Engine(runtime, streams=streams, share=False, draft="none")
+    engine = Engine(our_runtime(form, size), streams=streams, share=False, draft="none")
 
     def run(prompts: list[list[int]], new: int) -> float:
         began = time.perf_counter()
@@ -64,13 +59,8 @@ def worker(peer: str, form: str, size: str, threads: str, streams: str) -> None:
 
 def main() -> None:
     """Compare; or, with --worker, measure one."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--worker", nargs=5, metavar=("PEER", "FORM", "SIZE", "THREADS", "STREAMS"))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--size", default="124M")
-    parser.add_argument("--threads", default="2")
+    parser = peer_parser(__doc__, ("PEER", "FORM", "SIZE", "THREADS", "STREAMS"), COMPARED)
     parser.add_argument("--streams", default="8,16,32")
-    parser.add_argument("--form", choices=COMPARED, action="append")
     arguments = parser.parse_args()
     if arguments.worker:
         worker(*arguments.worker)

@@ -6,13 +6,12 @@ ratio of ours to each. `--size 355M` measures another size, `--form int8` one fo
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 
 from common import interleave, random_ids, report
-from peers import FORMS, Run, folder_for, installed, make_files, open_peer
+from peers import FORMS, Run, installed, make_files, open_peer, our_runtime, peer_parser
 
 PROMPT, NEW, LONG = 32, 128, 512
 OURS = "gpt2chat"
@@ -20,14 +19,10 @@ OURS = "gpt2chat"
 
 def ours(form: str, size: str) -> Run:
     """Load the same weights into the decoder; return what decodes greedily with it."""
-    from gpt2chat import pretrained
-    from gpt2chat.decoding import choose, runtime_of
     from gpt2chat.generation import Decoder
     from gpt2chat.sampling import GenerationConfig
 
-    quantized = form in ("int8", "int4")
-    choice = choose("cpu", "auto" if quantized else form, form if quantized else "none")
-    decoder = Decoder(runtime_of(pretrained.load(str(folder_for(size) / "hf")), choice))
+    decoder = Decoder(our_runtime(form, size))
 
     def run(prompts: list[list[int]], new: int) -> float:
         decoder.cache.truncate(0)
@@ -61,13 +56,7 @@ def worker(peer: str, form: str, size: str, threads: str) -> None:
 
 def main() -> None:
     """Compare; or, with --worker, measure one."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--worker", nargs=4, metavar=("PEER", "FORM", "SIZE", "THREADS"))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--size", default="124M")
-    parser.add_argument("--threads", default="2")
-    parser.add_argument("--form", choices=FORMS, action="append")
-    arguments = parser.parse_args()
+    arguments = peer_parser(__doc__, ("PEER", "FORM", "SIZE", "THREADS"), FORMS).parse_args()
     if arguments.worker:
         worker(*arguments.worker)
         return

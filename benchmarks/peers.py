@@ -7,11 +7,12 @@ CMAKE_ARGS="-DCMAKE_C_FLAGS='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16' -DCMAKE_
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import importlib.util
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,27 @@ def _write_gguf(folder: Path) -> None:
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
+
+
+def our_runtime(form: str, size: str) -> Any:
+    """Return what runs the same weights in gpt2chat."""
+    from gpt2chat import pretrained
+    from gpt2chat.decoding import choose, runtime_of
+
+    quantized = form in ("int8", "int4")
+    choice = choose("cpu", "auto" if quantized else form, form if quantized else "none")
+    return runtime_of(pretrained.load(str(folder_for(size) / "hf")), choice)
+
+
+def peer_parser(description: str | None, worker: tuple[str, ...], forms: Iterable[str]) -> argparse.ArgumentParser:
+    """Return the options of a comparison with the peers; a worker measures one of them."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--worker", nargs=len(worker), metavar=worker)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", default="124M")
+    parser.add_argument("--threads", default="2")
+    parser.add_argument("--form", choices=forms, action="append")
+    return parser
 
 
 def open_peer(peer: str, form: str, size: str, threads: int, streams: int = 1) -> Run:

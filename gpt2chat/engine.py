@@ -55,16 +55,16 @@ class Engine:
     ) -> None:
         if draft not in ("auto", "lookup", "none"):
             raise ConfigError(f"draft: expected auto, lookup or none, got {draft!r}")
-        half = max(1, waiting // 2) if type(waiting) is int else 1
-        self.per_client = half if per_client is None else per_client
-        numbers = {"streams": streams, "per_client": self.per_client, "memory": 1 if memory is None else memory}
-        for name, value, least in (*((name, value, 1) for name, value in numbers.items()), ("waiting", waiting, 0)):
-            if type(value) is not int or value < least:
-                raise ConfigError(f"{name}: expected a whole number, {least} or more, got {value!r}")
+        _check_number("streams", streams, 1)
+        _check_number("waiting", waiting, 0)
+        for name, value in (("per_client", per_client), ("memory", memory)):
+            if value is not None:
+                _check_number(name, value, 1)
         self.runtime = batched(as_runtime(model), streams)
         self._exact = isinstance(self.runtime, NativeRuntime)
         self._guess, self._share = self._exact and draft != "none", share
         self.streams, self.waiting = streams, waiting
+        self.per_client = per_client or max(1, waiting // 2)
         self._memory = memory_for(self.runtime, memory or self._enough(streams), share)
         self._line, self._running, self._dropped = Line(), list[Request](), deque[Request]()
         self._stats, self._numbers = Stats(), 0
@@ -285,6 +285,11 @@ class Engine:
         stats.cancelled += reason == "cancelled"
         stats.failed += reason == "error"
         stats.finished += reason not in ("cancelled", "error")
+
+
+def _check_number(name: str, value: object, least: int) -> None:
+    if type(value) is not int or value < least:
+        raise ConfigError(f"{name}: expected a whole number, {least} or more, got {value!r}")
 
 
 def _ids(prompt: Sequence[int]) -> list[int]:

@@ -5,11 +5,12 @@ Both turn ids and a cache into logits, so that the rest of the house does not as
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ctypes import addressof, c_void_p
 from typing import NamedTuple, Protocol
 
@@ -92,15 +93,20 @@ class TorchRuntime:
 
     def forward_batch(self, parts: Sequence[Part]) -> Tensor:
         """Run parts of several streams in turn, so that no sum depends on another stream; return all wanted logits."""
-        lengths, logits = [part.cache.length for part in parts], []
-        try:
-            for ids, cache, wanted in parts:
-                logits.append(self.forward(ids, cache, wanted)[:wanted])
-        except BaseException:
-            for part, length in zip(parts, lengths, strict=True):
-                part.cache.truncate(length)
-            raise
-        return torch.cat(logits)
+        with as_they_were(parts):
+            return torch.cat([self.forward(ids, cache, wanted)[:wanted] for ids, cache, wanted in parts])
+
+
+@contextlib.contextmanager
+def as_they_were(parts: Sequence[Part]) -> Iterator[None]:
+    """Bring the caches of all parts back to their lengths when a fault ends the block."""
+    lengths = [part.cache.length for part in parts]
+    try:
+        yield
+    except BaseException:
+        for part, length in zip(parts, lengths, strict=True):
+            part.cache.truncate(length)
+        raise
 
 
 def rewind(cache: Cache, cached: Sequence[int], ids: Sequence[int]) -> int:

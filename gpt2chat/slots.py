@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gpt2chat.model import GPT2, GPT2Config, KVCache
-from gpt2chat.runtime import Cache, Part, Runtime, TorchRuntime
+from gpt2chat.runtime import Cache, Part, Runtime, TorchRuntime, as_they_were
 from gpt2chat.static import StaticRuntime, recorded
 
 TOGETHER = 16  # the number of slots is a multiple, so that up to 16 streams are always computed in the same shape
@@ -77,9 +77,10 @@ class SlotRuntime(TorchRuntime):
         """Run single tokens together and longer parts one after the other; return all wanted logits."""
         is_step = [len(part.ids) == 1 and part.cache.length < self.config.n_ctx for part in parts]
         prompts = [part for part, step in zip(parts, is_step, strict=True) if not step]
-        read = super().forward_batch(prompts) if prompts else torch.empty(0)
         steps = [part for part, step in zip(parts, is_step, strict=True) if step]
-        stepped = self._step_of(steps) if steps else torch.empty(0)
+        with as_they_were(parts):
+            read = super().forward_batch(prompts) if prompts else torch.empty(0)
+            stepped = self._step_of(steps) if steps else torch.empty(0)
         logits, done = [], 0
         for part, step in zip(parts, is_step, strict=True):
             if step:

@@ -44,7 +44,7 @@ class Stats:
 
     def to_dict(self) -> dict[str, float]:
         """Return all figures by name."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return dataclasses.asdict(self)
 
 
 class Ending(NamedTuple):
@@ -61,8 +61,7 @@ class Work:
 
     request: Request
     part: Part
-    guesses: list[int] = dataclasses.field(default_factory=list)
-    reading: bool = False  # of the prompt
+    guesses: list[int]
 
 
 class Steps:
@@ -102,7 +101,7 @@ class Steps:
                 past = request.held.cache.length
                 end = min(past + (rows if self._exact else FIXED_SLICE), request.prompt_tokens)
                 part = Part(request.ids[past:end], request.held.cache, int(end == request.prompt_tokens))
-                work.append(Work(request, part, reading=True))
+                work.append(Work(request, part, []))
                 rows -= end - past
         return work
 

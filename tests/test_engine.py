@@ -174,6 +174,18 @@ def test_steps_of_fixed_shape_give_the_logits_of_growing_ones(through_torch: Tor
     torch.testing.assert_close(slots.forward([3], ours[1]), through_torch.forward([3], theirs[1]), atol=1e-4, rtol=1e-4)
 
 
+def test_a_fault_of_a_step_leaves_all_slots_as_they_were(
+    through_torch: TorchRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = SlotRuntime(through_torch.model, 2)
+    reading, answering = slots.new_cache(), slots.new_cache()
+    slots.forward([1, 2, 3], answering)
+    monkeypatch.setattr(slots, "_step_of", lambda parts: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        slots.forward_batch([Part([4, 5], reading, 1), Part([6], answering, 1)])
+    assert (reading.length, answering.length) == (0, 3)
+
+
 def test_answers_in_slots_do_not_depend_on_company(through_torch: TorchRuntime) -> None:
     requests, found = asked(20, seed=8), []
     for streams in (1, 4, 16):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.options import Decorator, compile_option, device_options, quantize_option, stacked
-from gpt2chat.cli.terminal import SETTINGS, reports_errors, say
+from gpt2chat.cli.options import Decorator, chosen, compile_option, device_options, quantize_option, stacked
+from gpt2chat.cli.terminal import SETTINGS, reports_errors
 
 if TYPE_CHECKING:
     from gpt2chat.runtime import Runtime
@@ -90,11 +90,11 @@ def batch_command(streams: str, model: str, as_json: bool, **o: Any) -> None:
 def _loaded(model: str, random_weights: bool, **o: Any) -> tuple[Runtime, float]:
     """Return what runs a model, and how many seconds it took to load."""
     from gpt2chat import pretrained
-    from gpt2chat.decoding import choose, open_model, runtime_of
+    from gpt2chat.decoding import open_model, runtime_of
     from gpt2chat.errors import ConfigError
     from gpt2chat.model import MODEL_SIZES
 
-    choice = choose(o["device"], o["dtype"], o["quantize"], lambda line: say(f"note: {line}"), o["compile"])
+    choice = chosen(**o)
     if random_weights and pretrained.canonical_name(model) not in MODEL_SIZES:
         raise ConfigError(f"random_weights: expected a released size such as 124M, got {model!r}")
     fresh = pretrained.fresh(model) if random_weights else None

@@ -6,21 +6,22 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.options import (
-    GENERATION_NAMES,
-    compile_option,
-    device_options,
-    draft_option,
-    generation_options,
-    quantize_option,
+from gpt2chat.cli.options import GENERATION_NAMES, answering_options
+from gpt2chat.cli.terminal import (
+    SETTINGS,
+    Interrupted,
+    Signals,
+    reports_errors,
+    say,
+    tolerate_any_text,
+    write_pieces,
 )
-from gpt2chat.cli.terminal import SETTINGS, Interrupted, Signals, reports_errors, say, tolerate_any_text
 
 if TYPE_CHECKING:
     from gpt2chat.chatbot import GPT2Chatbot
@@ -50,11 +51,7 @@ HELP = """Type a message and press Enter.
 @click.option("-p", "--prompt", help="Answer this and leave; - reads it from standard input.")
 @click.option("--system", help="What the bot is told before the conversation.")
 @click.option("--template", help="How turns are written; default: what the checkpoint was taught.")
-@generation_options
-@device_options()
-@quantize_option
-@draft_option
-@compile_option
+@answering_options
 @reports_errors
 def chat_command(checkpoint: str | None, prompt: str | None, **options: Any) -> None:
     """Talk to CHECKPOINT, a .pt file or a model's name: in a terminal, or line by line from a pipe.
@@ -107,17 +104,10 @@ def open_model(bot: GPT2Chatbot, name: str | None) -> None:
 def _answer_once(bot: GPT2Chatbot, prompt: str) -> None:
     with Signals():
         try:
-            _write(bot.stream(prompt))
+            write_pieces(bot.stream(prompt))
         except Interrupted:
             click.echo()  # ends the line that was begun
             raise
-
-
-def _write(pieces: Iterator[str]) -> None:
-    for piece in pieces:
-        click.echo(piece, nl=False)
-        sys.stdout.flush()
-    click.echo()
 
 
 def talk(bot: GPT2Chatbot) -> None:
@@ -202,7 +192,7 @@ def _turn(bot: GPT2Chatbot, line: str, interactive: bool) -> None:
     began = time.perf_counter()
     with Signals():
         try:
-            _write(stream)
+            write_pieces(stream)
         except ContextError as error:
             say(f"\n{error}")
             return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.options import device_options, sources
+from gpt2chat.cli.options import chosen, device_options, sources
 from gpt2chat.cli.terminal import SETTINGS, reports_errors, say
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def evaluate_command(
     if not conversation_file and not text_file:
         raise ConfigError("eval: expected --conversation_file or --text_file, got neither")
     loaded = pretrained.load(checkpoint)
-    choice = choose(o["device"], o["dtype"], o["quantize"], lambda line: say(f"note: {line}"))
+    choice = chosen(**o)
     runtime = runtime_of(loaded, choice)
     result: dict[str, Any] = {"checkpoint": checkpoint, "runtime": runtime.description}
     if text_file:

@@ -13,22 +13,21 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from gpt2chat.cli.options import (
-    GENERATION_NAMES,
-    compile_option,
-    device_options,
-    draft_option,
-    generation_options,
-    is_pipe,
-    quantize_option,
+from gpt2chat.cli.options import GENERATION_NAMES, answering_options, chosen, kept_once
+from gpt2chat.cli.terminal import (
+    PLAIN_SECONDS,
+    SETTINGS,
+    Interrupted,
+    Signals,
+    reports_errors,
+    say,
+    tolerate_any_text,
+    write_pieces,
 )
-from gpt2chat.cli.terminal import SETTINGS, Interrupted, Signals, kept_input, reports_errors, say, tolerate_any_text
 
 if TYPE_CHECKING:
     from gpt2chat.engine import Engine
     from gpt2chat.offline import Job, Setting
-
-PLAIN_SECONDS = 10.0  # without a terminal: one line so often
 
 
 @click.command("generate", context_settings=SETTINGS)
@@ -38,11 +37,7 @@ PLAIN_SECONDS = 10.0  # without a terminal: one line so often
 @click.option("--model", default="demo", help="A .pt file or a model's name.")
 @click.option("--template", help="How conversations are written; default: what the checkpoint was taught.")
 @click.option("--streams", type=click.IntRange(1), default=16, help="How many answers are computed at once.")
-@generation_options
-@device_options()
-@quantize_option
-@draft_option
-@compile_option
+@answering_options
 @reports_errors
 def generate_command(text: str | None, batch: Path | None, **options: Any) -> None:
     """Go on with TEXT, or answer a file of prompts.
@@ -73,18 +68,14 @@ def _opened(**o: Any) -> tuple[Setting, Engine]:
     """Return what all answers share, and the engine."""
     from gpt2chat import packs, pretrained
     from gpt2chat.conversation import template_named
-    from gpt2chat.decoding import choose, open_model
+    from gpt2chat.decoding import open_model
     from gpt2chat.engine import Engine
-    from gpt2chat.errors import ConfigError
     from gpt2chat.offline import Setting
     from gpt2chat.sampling import GenerationConfig
 
     config = GenerationConfig(**{name: o[name] for name in GENERATION_NAMES})
     template = template_named(o["template"]) if o["template"] else None
-    if o["draft"] not in ("auto", "lookup", "none"):
-        raise ConfigError(f"draft: expected auto, lookup or none, got {o['draft']!r}")
-    choice = choose(o["device"], o["dtype"], o["quantize"], lambda line: say(f"note: {line}"), o["compile"])
-    loaded, runtime = open_model(o["model"], choice, pretrained.load)
+    loaded, runtime = open_model(o["model"], chosen(**o), pretrained.load)
     say(f"{pretrained.describe(loaded)}; {runtime.description}")
     path = pretrained.checkpoint_file(o["model"])
     model = f"{path and packs.identity(path) or o['model']} {runtime.form}"
@@ -97,10 +88,7 @@ def _go_on(text: str, setting: Setting, engine: Engine) -> None:
 
     tokenizer = setting.tokenizer
     stream = engine.submit(tokenizer.encode(text), setting.config, stop={tokenizer.end_id})
-    for piece in stream_text(stream, tokenizer.stream_decoder(), ()):
-        click.echo(piece, nl=False)
-        sys.stdout.flush()
-    click.echo()
+    write_pieces(stream_text(stream, tokenizer.stream_decoder(), ()))
 
 
 def _answer_all(batch: Path, out: str | None, setting: Setting, engine: Engine) -> None:
@@ -109,9 +97,7 @@ def _answer_all(batch: Path, out: str | None, setting: Setting, engine: Engine) 
     from gpt2chat.offline import answers, done_before, jobs
 
     piped = str(batch) == "-"
-    path, name = (kept_input(None), "standard input") if piped else (batch, str(batch))
-    if not piped and is_pipe(batch):
-        path = kept_input(batch)
+    path, name = kept_once(batch) or (batch, str(batch))
 
     def rows() -> Iterator[Job]:
         return jobs(path, name, setting)

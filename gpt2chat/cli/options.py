@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from gpt2chat.decoding import Choice
     from gpt2chat.formats import Source
     from gpt2chat.records import Report
 
@@ -22,7 +23,6 @@ def sources(places: Iterable[Path], encoding: str | None, report: Report) -> lis
 
     What else is in a folder is noted in `report`.
     """
-    from gpt2chat.cli.terminal import kept_input
     from gpt2chat.errors import ConfigError
     from gpt2chat.formats import Source, expand
 
@@ -31,21 +31,24 @@ def sources(places: Iterable[Path], encoding: str | None, report: Report) -> lis
     if places.count(Path("-")) > 1:
         raise ConfigError("-: standard input can be read once, got it twice")
     for place in places:
-        if str(place) == "-":
-            found.append(Source(kept_input(None), encoding, "standard input"))
-        elif is_pipe(place):  # which can be read once
-            found.append(Source(kept_input(place), encoding, str(place)))
+        if once := kept_once(place):
+            found.append(Source(once[0], encoding, once[1]))
         else:
             found += expand([place], encoding, report)
     return found
 
 
-def is_pipe(place: Path) -> bool:
-    """Whether a place is a pipe or the like, which can be read once."""
+def kept_once(place: Path) -> tuple[Path, str] | None:
+    """Return a copy and the name of what can be read only once: `-` for standard input, or a pipe; else None."""
+    from gpt2chat.cli.terminal import kept_input
+
+    if str(place) == "-":
+        return kept_input(None), "standard input"
     try:
-        return place.exists() and not place.is_file() and not place.is_dir()
+        piped = place.exists() and not place.is_file() and not place.is_dir()
     except (OSError, ValueError):  # no name of a file
-        return False
+        return None
+    return (kept_input(place), str(place)) if piped else None
 
 
 def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,3 +107,17 @@ def device_options(dtype: str = "auto", kinds: str = "auto, float32, bfloat16 or
         return click.option("--device", "--device_type", default="auto", help="auto, cpu, cuda or mps.")(function)
 
     return decorate
+
+
+def answering_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add all that says how answers are drawn, and what computes them."""
+    options = (generation_options, device_options(), quantize_option, draft_option, compile_option)
+    return stacked(*options)(function)
+
+
+def chosen(device: str, dtype: str, quantize: str, compile: bool = False, **_: Any) -> Choice:
+    """Return what these options choose; what takes long or is missing is said as a note."""
+    from gpt2chat.cli.terminal import say
+    from gpt2chat.decoding import choose
+
+    return choose(device, dtype, quantize, lambda line: say(f"note: {line}"), compile)

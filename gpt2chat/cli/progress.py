@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from gpt2chat.cli.terminal import say
+from gpt2chat.cli.terminal import PLAIN_SECONDS, say
 
 if TYPE_CHECKING:
     from gpt2chat.run import Evaluation
     from gpt2chat.training import Step
 
 SHOWN_STEPS = 5
-PLAIN_SECONDS = 10.0  # without a terminal: one line so often
 
 
 class Progress:

@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -34,6 +34,7 @@ NEEDED = ("torch", "numpy", "tiktoken", "tqdm", "safetensors", "huggingface_hub"
 INSTALL = "activate the environment (. .venv/bin/activate), or install with: pip install -c constraints.txt -e ."
 STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 ROOM_SECONDS = 2.0  # between two tries to write on a full disk
+PLAIN_SECONDS = 10.0  # progress without a terminal: one line so often
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -52,6 +53,14 @@ def say(line: str = "") -> None:
         click.echo(line, err=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def write_pieces(pieces: Iterable[str]) -> None:
+    """Print an answer as it comes."""
+    for piece in pieces:
+        click.echo(piece, nl=False)
+        sys.stdout.flush()
+    click.echo()
 
 
 def in_words(seconds: float) -> str:
