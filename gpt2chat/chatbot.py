@@ -6,17 +6,18 @@ import dataclasses
 import logging
 import os
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
-from gpt2chat.conversation import Conversation, Message, Template, fit_context, template_named
+from gpt2chat.conversation import Conversation, Message, Template, fit_context, render_prompt, template_named
 from gpt2chat.decoding import Choice, choose, draft_for, open_model, runtime_of
 from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError
 from gpt2chat.formats.rows import pairs_to_messages
-from gpt2chat.generation import Decoder, stream_answer
+from gpt2chat.generation import Decoder
 from gpt2chat.model import MODEL_SIZES
+from gpt2chat.reply import Answer, StreamingReply, Told
 from gpt2chat.runtime import Runtime
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.tokenizer import Tokenizer
@@ -44,6 +45,7 @@ class GPT2Chatbot:
         quantize: str = "auto",
         draft: str = "auto",
         compile: bool = False,
+        stop: Sequence[str] = (),
         notice: Callable[[str], None] | None = None,
     ) -> None:
         if not isinstance(model_name, (str, type(None))):
@@ -52,7 +54,9 @@ class GPT2Chatbot:
         self._expected = MODEL_SIZES.get(pretrained.canonical_name(model_name or ""))
         self.generation = generation or GenerationConfig()
         self.system = system
+        self.stop = tuple(stop)
         self.messages: list[Message] = []
+        self.answer: Answer | None = None  # the last one, with its tokens and what it took
         self.tokenizer = Tokenizer.gpt2()
         self._template = template_named(template) if template else None
         self._device, self._dtype, self._quantize = device, dtype, quantize
@@ -63,7 +67,7 @@ class GPT2Chatbot:
         self._decoder: Decoder | None = None
         self._engine: Engine | None = None  # answers instead of the decoder
         self._told_dropped = False
-        self._stream: weakref.ref[Generator[str, None, None]] | None = None
+        self._stream: weakref.ref[StreamingReply] | None = None
 
     # -- the model ---------------------------------------------------------------------------------------------
 
@@ -138,7 +142,7 @@ class GPT2Chatbot:
     def reset(self) -> None:
         """Forget the conversation; the system prompt and custom examples stay."""
         self._end_stream()
-        self.messages = []
+        self.messages, self.answer = [], None
         self._told_dropped = False
 
     def reset_conversation(self) -> str:
@@ -174,16 +178,60 @@ class GPT2Chatbot:
         temperature: float | None = None,
         top_p: float | None = None,
         **options: object,
-    ) -> Generator[str, None, None]:
-        """Answer piece by piece. Both turns are remembered at the end, also when the reader stops early."""
+    ) -> StreamingReply:
+        """Answer piece by piece. Both turns are remembered at the end, also when the reader stops early.
+
+        An answer that was cut short is remembered as one that is not learnt from (`Message.trained`).
+        """
         options |= {"temperature": temperature, "top_p": top_p}
         if max_tokens is not None:
             options["max_new_tokens"] = max_tokens
+        return self._ask(Message("user", _text(text)), self._generation(options))
+
+    def regenerate(self, **options: object) -> StreamingReply:
+        """Answer the last question again, in place of the answer it got; raises ConfigError when there is none."""
+        return self.edit(self._last_question().content, **options)
+
+    def edit(self, text: str, **options: object) -> StreamingReply:
+        """Ask `text` in place of the last question, whose answer is taken back; raises ConfigError for want of one."""
+        self._last_question()
         question, generation = Message("user", _text(text)), self._generation(options)
+        self.undo()
+        return self._ask(question, generation)
+
+    def undo(self) -> Message:
+        """Take back the last question and its answer; return the question. Raises ConfigError when there is none."""
         self._end_stream()
-        stream = self._answer(question, generation)
-        self._stream = weakref.ref(stream)
-        return stream
+        question = self._last_question()
+        del self.messages[_last_user(self.messages) :]
+        self.answer = None
+        return question
+
+    def correct(self, text: str) -> Message:
+        """Let the last answer have been `text`, and return the question to it; raises ConfigError for want of one."""
+        self._end_stream()
+        question = self._last_question()
+        self.messages[_last_user(self.messages) + 1 :] = [Message("assistant", _text(text))]
+        self.answer = None
+        return question
+
+    def _last_question(self) -> Message:
+        at = _last_user(self.messages)
+        if at < 0:
+            raise ConfigError("conversation: expected a question to go back to, found none yet")
+        return self.messages[at]
+
+    def _ask(self, question: Message, generation: GenerationConfig) -> StreamingReply:
+        self._end_stream()
+
+        def remember(answer: Answer) -> None:
+            whole = answer.finish_reason != "cancelled"
+            self.messages += [question, Message("assistant", answer.text, whole)]
+            self.answer = answer
+
+        reply = self._reply([*self.messages, question], generation, remember)
+        self._stream = weakref.ref(reply)
+        return reply
 
     def _end_stream(self) -> None:
         """Close a stream that its reader left open: there is one conversation and one cache."""
@@ -191,30 +239,31 @@ class GPT2Chatbot:
         if stream is not None:
             stream.close()
 
-    def _answer(self, question: Message, generation: GenerationConfig) -> Generator[str, None, None]:
-        pieces: list[str] = []
-
-        def remember() -> None:
-            self.messages += [question, Message("assistant", "".join(pieces))]
-
-        try:
-            for piece in self.complete([*self.messages, question], generation):
-                pieces.append(piece)
-                yield piece
-        except Exception:
-            raise  # nothing was said, nothing is remembered
-        except BaseException:  # the reader left, or Ctrl-C
-            remember()
-            raise
-        remember()
-
-    def complete(
-        self, messages: Conversation, generation: GenerationConfig | None = None
-    ) -> Generator[str, None, None]:
+    def complete(self, messages: Conversation, generation: GenerationConfig | None = None) -> StreamingReply:
         """Answer a conversation given as a whole; remembers nothing. Its system messages replace `system`."""
-        generation = generation or self.generation
+        return self._reply(messages, generation or self.generation)
+
+    def _reply(
+        self,
+        messages: Conversation,
+        generation: GenerationConfig,
+        at_end: Callable[[Answer], None] = lambda answer: None,
+    ) -> StreamingReply:
+        decoder, template = self.decoder, self.template
+        prompt = render_prompt(self._fitted(messages, generation), template, self.tokenizer)
+
+        def begin() -> tuple[Iterator[int], Told]:
+            if self._engine:
+                stream = self._engine.submit(prompt, generation, stop={self.tokenizer.end_id})
+                return stream, stream
+            return decoder.generate(prompt, generation, {self.tokenizer.end_id}), decoder
+
+        text, stop = self.tokenizer.stream_decoder(), (*template.stop, *self.stop)
+        return StreamingReply(prompt, begin, text, stop, template.lead, at_end, kv_cache=decoder.cache)
+
+    def _fitted(self, messages: Conversation, generation: GenerationConfig) -> Conversation:
+        """Return what the model sees of a conversation: system prompt, examples, and the turns that fit."""
         loaded, decoder = self._ready()
-        template = self.template
         system = [message for message in messages if message.role == "system"]
         if not system and self.system:
             system = [Message("system", self.system)]
@@ -223,12 +272,12 @@ class GPT2Chatbot:
         n_ctx = decoder.runtime.config.n_ctx
         length = loaded.trained_length or n_ctx
         room = generation.max_new_tokens
-        kept, dropped = fit_context(pinned, live, template, self.tokenizer, length, n_ctx, room)
+        kept, dropped = fit_context(pinned, live, self.template, self.tokenizer, length, n_ctx, room)
         if dropped and not self._told_dropped:
             self._told_dropped = True
             full = f"context of {n_ctx} tokens" if length == n_ctx else f"{length} tokens of conversation it was taught"
             self._notice(f"the {full} are full: the model no longer sees the oldest turns")
-        return stream_answer(self._engine or decoder, kept, template, self.tokenizer, generation)
+        return kept
 
     def _generation(self, options: dict[str, object]) -> GenerationConfig:
         known = {field.name for field in dataclasses.fields(GenerationConfig)}
@@ -236,6 +285,11 @@ class GPT2Chatbot:
         if unknown := sorted(set(given) - known):
             raise ConfigError(f"{unknown[0]}: expected one of {', '.join(sorted(known))}")
         return dataclasses.replace(self.generation, **given)  # type: ignore[arg-type]
+
+
+def _last_user(messages: Sequence[Message]) -> int:
+    """Return where the last question is, or -1."""
+    return max((at for at, message in enumerate(messages) if message.role == "user"), default=-1)
 
 
 def _text(text: object) -> str:

@@ -171,13 +171,14 @@ def stream_answer(
 
 
 def stream_text(
-    ids: Iterable[int], decoder: StreamDecoder, stop: Iterable[str], lead: str = ""
+    ids: Iterable[int], decoder: StreamDecoder, stop: Iterable[str] | StopFilter, lead: str = ""
 ) -> Generator[str, None, None]:
     """Turn a stream of ids into whole characters: without `lead` at the start, ended by the first stop string.
 
-    However the stream ends, `ids` is closed, and with it the computation.
+    However the stream ends, `ids` is closed, and with it the computation. A filter that is given tells what happened.
     """
-    stops, unlead = StopFilter(stop), _LeadFilter(lead)
+    stops = stop if isinstance(stop, StopFilter) else StopFilter(stop)
+    unlead = _LeadFilter(lead)
     try:
         for token in ids:
             if text := unlead.push(stops.push(decoder.push(token))):

@@ -183,7 +183,7 @@ def test_a_reader_that_stops_early_leaves_both_turns_and_a_usable_bot(raw: Check
         piece = next(stream)
         leave(stream)
         del stream
-        assert bot.messages == [Message("user", "Hello"), Message("assistant", piece)]
+        assert bot.messages == [Message("user", "Hello"), Message("assistant", piece, trained=False)]
         fresh = bot_with(raw)
         fresh.messages = list(bot.messages)
         assert bot.chat("Go on", **options) == fresh.chat("Go on", **options)

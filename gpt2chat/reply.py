@@ -1,0 +1,237 @@
+"""An answer while it is being written: text piece by piece, and afterwards what it took."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from gpt2chat.generation import StopFilter, stream_text
+from gpt2chat.tokenizer import StreamDecoder
+
+
+class Told(Protocol):
+    """What a source of ids says of the answer it gives: a `Decoder`, or a `Stream` of the engine."""
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the answer ended."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many ids the prompt has."""
+
+    @property
+    def cached_tokens(self) -> int:
+        """How many of them came from the cache."""
+
+    @property
+    def drafted_tokens(self) -> int:
+        """How many tokens were guessed."""
+
+    @property
+    def accepted_tokens(self) -> int:
+        """How many of those the model took."""
+
+
+@dataclass
+class Usage:
+    """What an answer took: counts of tokens, and seconds from the first request of a piece on."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    new_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    first_token_s: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed behind the first token, or of it if there is no other."""
+        if self.new_tokens > 1 and self.seconds > self.first_token_s:
+            return (self.new_tokens - 1) / (self.seconds - self.first_token_s)
+        return self.new_tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass
+class Answer:
+    """What is known of an answer; `text` and `tokens` grow while it is written.
+
+    At the end `finish_reason` is "stop" (the model ended it, or a stop string), "length", "cancelled" (by its reader,
+    or Ctrl-C) or "error". `confidence` was judged, if it was; `replaced` tells that the judge gave another text.
+    """
+
+    prompt: list[int]
+    tokens: list[int] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    finish_reason: str | None = None
+    usage: Usage = field(default_factory=Usage)
+    confidence: float | None = None
+    replaced: bool = False
+    stopping: bool = False
+
+    @property
+    def text(self) -> str:
+        """What was said so far."""
+        return "".join(self.parts)
+
+
+Judge = Callable[[Answer], str | None]
+
+
+class StreamingReply(Iterator[str]):
+    """Yields an answer piece by piece, whole characters only; nothing is computed ahead of its reader.
+
+    `text`, `tokens`, `finish_reason` and `usage` are those of `answer`. It can be iterated once, also with `async for`;
+    as a context manager it stops at the end of the block. When it is stopped or dropped, what was said stays said.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        source: Callable[[], tuple[Iterator[int], Told]],
+        decoder: StreamDecoder,
+        stop: Iterable[str] = (),
+        lead: str = "",
+        at_end: Callable[[Answer], None] = lambda answer: None,
+        judge: Judge | None = None,
+        kv_cache: Any = None,
+    ) -> None:
+        """Take a prompt and what begins to answer it.
+
+        `at_end` is called once, unless the answer ends by a fault. With a `judge` nothing is yielded before the whole
+        answer is there; the text that it returns, if it does, is given instead.
+        """
+        self.answer, self.kv_cache = Answer(list(prompt), usage=Usage(len(prompt))), kv_cache
+        # The generator knows the answer and not this object, so that dropping this object ends it at once.
+        self._pieces = _written(self.answer, source, decoder, StopFilter(stop), lead, at_end, judge)
+
+    @property
+    def text(self) -> str:
+        """What was said so far."""
+        return self.answer.text
+
+    @property
+    def tokens(self) -> list[int]:
+        """The ids of the answer so far."""
+        return self.answer.tokens
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the answer ended; None while it is written."""
+        return self.answer.finish_reason
+
+    @property
+    def eos(self) -> bool:
+        """Whether the answer has ended."""
+        return self.answer.finish_reason is not None
+
+    @property
+    def usage(self) -> Usage:
+        """What the answer took."""
+        return self.answer.usage
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def stop(self) -> None:
+        """End the answer here. While another thread waits for a piece, it ends behind that one."""
+        self.answer.stopping = True
+        with contextlib.suppress(ValueError):  # it is being read at this moment
+            self._pieces.close()
+
+    close = stop
+
+    def wait(self) -> str:
+        """Read the answer to its end and return it whole."""
+        for _ in self:
+            pass
+        return self.text
+
+    def __enter__(self) -> StreamingReply:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __aiter__(self) -> StreamingReply:
+        return self
+
+    async def __anext__(self) -> str:
+        piece = await asyncio.to_thread(next, self._pieces, None)
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+
+def _written(
+    answer: Answer,
+    source: Callable[[], tuple[Iterator[int], Told]],
+    decoder: StreamDecoder,
+    stops: StopFilter,
+    lead: str,
+    at_end: Callable[[Answer], None],
+    judge: Judge | None,
+) -> Generator[str, None, None]:
+    """Yield the pieces of an answer and keep account of it."""
+    began = time.perf_counter()
+    ids, told = source()
+    texts = stream_text(_tapped(ids, answer, began), decoder, stops, lead)
+    try:
+        try:
+            yield from _kept(texts, answer) if judge is None else _judged(texts, answer, judge)
+        finally:
+            texts.close()
+            _close(ids)
+            _note(answer, told, began)
+    except Exception:
+        answer.finish_reason = "error"
+        raise
+    except BaseException:  # the reader left, or Ctrl-C
+        answer.finish_reason = "cancelled"
+        at_end(answer)
+        raise
+    ended = "stop" if stops.stopped else told.finish_reason or "stop"
+    answer.finish_reason = "cancelled" if answer.stopping else ended
+    at_end(answer)
+
+
+def _tapped(ids: Iterable[int], answer: Answer, began: float) -> Generator[int, None, None]:
+    for token in ids:
+        if not answer.tokens:
+            answer.usage.first_token_s = time.perf_counter() - began
+        answer.tokens.append(token)
+        yield token
+        if answer.stopping:
+            return
+
+
+def _kept(texts: Iterable[str], answer: Answer) -> Generator[str, None, None]:
+    for piece in texts:
+        answer.parts.append(piece)
+        yield piece
+
+
+def _judged(texts: Iterable[str], answer: Answer, judge: Judge) -> Generator[str, None, None]:
+    answer.parts = list(texts)
+    instead = None if answer.stopping else judge(answer)
+    if instead is not None:
+        answer.parts, answer.replaced = [instead], True
+    yield answer.text
+
+
+def _close(ids: Iterator[int]) -> None:
+    close = getattr(ids, "close", None)
+    if close is not None:
+        close()
+
+
+def _note(answer: Answer, told: Told, began: float) -> None:
+    usage = answer.usage
+    usage.seconds, usage.new_tokens = time.perf_counter() - began, len(answer.tokens)
+    usage.prompt_tokens, usage.cached_tokens = told.prompt_tokens, told.cached_tokens
+    usage.drafted_tokens, usage.accepted_tokens = told.drafted_tokens, told.accepted_tokens
