@@ -29,6 +29,7 @@ from gpt2chat.files import atomic_writer, cannot_write
 from gpt2chat.generation import Decoder, stream_answer
 from gpt2chat.model import GPT2
 from gpt2chat.sampling import GenerationConfig
+from gpt2chat.shelf import step_file
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.training import Step, mean_loss
 
@@ -46,6 +47,10 @@ class RunFiles:
     def beside(self, ending: str) -> Path:
         """Return a sibling: `trained_model.pt` -> `trained_model.<ending>`."""
         return self.best.with_name(f"{self.best.name.removesuffix('.pt')}.{ending}")
+
+    def step(self, number: int) -> Path:
+        """Return the file that keeps one step: `model.pt` -> `model_000200.pt`."""
+        return step_file(self.best, number)
 
     @property
     def last(self) -> Path:
@@ -225,6 +230,10 @@ class Run:
     def save_best(self, validation_loss: float | None = None) -> None:
         """Write the checkpoint that is for use: no optimizer state."""
         self._write(checkpoint.save, self._checkpoint(None, validation_loss), self.files.best)
+
+    def save_step(self) -> None:
+        """Keep the weights as they are now, beside those of other steps."""
+        self._write(checkpoint.save, self._checkpoint(None, None), self.files.step(self.number))
 
     def save_last(self, finished: bool = False) -> None:
         """Write everything that resuming needs; `finished` says that nothing is left to do."""

@@ -12,6 +12,7 @@ from gpt2chat.cli.data import data_command
 from gpt2chat.cli.evaluate import evaluate_command
 from gpt2chat.cli.generate import generate_command
 from gpt2chat.cli.inspect import inspect_command
+from gpt2chat.cli.list import list_command
 from gpt2chat.cli.terminal import SETTINGS
 from gpt2chat.cli.train import train_command
 from gpt2chat.version import __version__
@@ -36,6 +37,7 @@ COMMANDS = (
     generate_command,
     evaluate_command,
     inspect_command,
+    list_command,
     data_command,
     bench_command,
 )

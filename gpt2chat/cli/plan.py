@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gpt2chat import checkpoint, pretrained
+from gpt2chat import checkpoint, pretrained, shelf
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.cli.options import WAY_OUT, sources
 from gpt2chat.cli.terminal import shortened
@@ -42,11 +42,16 @@ class Plan:
     dtype: torch.dtype
     total: int
     eval_every: int
+    save_every: int = 0
     lines: list[str] = field(default_factory=list)
 
     def due(self, step: int) -> bool:
         """Whether the model is evaluated after `step`."""
         return bool(self.run.validation or self.run.probes) and (step % self.eval_every == 0 or step == self.total)
+
+    def kept(self, step: int) -> bool:
+        """Whether the weights after `step` are kept in a file of their own."""
+        return self.save_every > 0 and step % self.save_every == 0
 
     def steps(self) -> Iterator[Step]:
         """The remaining optimizer steps."""
@@ -67,13 +72,8 @@ class _Data:
 def make_plan(options: dict[str, Any]) -> Plan:
     """Read data and model, choose what was left open, and check all of it before the first step."""
     _check(options)
-    files, report = RunFiles(options["save_path"]), Report()
-    places = _sources(options, report)
-    _spare_the_data(files, (source for source, _ in places))
-    check_replaceable(files)
-    library, hashes = _read(options, places, report)
-    if not options["dry_run"]:
-        check_writable(files)
+    report = Report()
+    files, library, hashes = _inputs(options, report)
     base = _base(options)
     base = dataclasses.replace(
         base, template=_template(options["template"], base.template, bool(library.conversations))
@@ -88,7 +88,8 @@ def make_plan(options: dict[str, Any]) -> Plan:
     config, lines = _config(options, base, data)
     device = pick_device(options["device"])
     dtype = pick_dtype(options["dtype"], device)
-    settings = _settings(options, hashes, config) | {"about": _about(options, base, hashes, dtype)}
+    about = _about(options, files, base, hashes, dtype) | {"source": _source(library)}
+    settings = _settings(options, hashes, config) | {"about": about}
     run = _run(options, base, files, config, data, dtype, settings)
     total = sum(count_steps(data.dataset, config))
     if not 0 <= run.number <= total:
@@ -97,7 +98,33 @@ def make_plan(options: dict[str, Any]) -> Plan:
     notes = [f"note: {line}" for line in (*report.lines(), *_run_notes(options, files, run, data))]
     lines = [pretrained.describe(base), *data.lines, *notes, *lines]
     lines.append(f"training {total} steps on {device} in {str(dtype).removeprefix('torch.')}, saving to {files.best}")
-    return Plan(run, data.dataset, config, dtype, total, every, lines)
+    return Plan(run, data.dataset, config, dtype, total, every, options["save_every"], lines)
+
+
+def _inputs(options: dict[str, Any], report: Report) -> tuple[RunFiles, Library, dict[str, str]]:
+    """Read the data and check where the run goes, which for a tagged run depends on what the data are."""
+    places = _sources(options, report)
+    tag = options["model_tag"] if not options["resume"] else None
+    files = RunFiles(options["save_path"])
+    if not tag:
+        _check_files(files, places)
+    library, hashes = _read(options, places, report)
+    if tag:
+        files = RunFiles(shelf.tagged(_source(library), tag))
+        _check_files(files, places)
+    if not options["dry_run"]:
+        check_writable(files)
+    return files, library, hashes
+
+
+def _check_files(files: RunFiles, places: Sequence[tuple[Source, str | None]]) -> None:
+    _spare_the_data(files, (source for source, _ in places))
+    check_replaceable(files)
+
+
+def _source(library: Library) -> str:
+    """Return what a model is taught on, in one word."""
+    return "sft" if library.conversations else "mid"
 
 
 def _base(options: dict[str, Any]) -> Checkpoint:
@@ -124,7 +151,7 @@ def _check(options: dict[str, Any]) -> None:
         value = options[name]
         if value is not None and not 0 <= value < 1:
             raise ConfigError(f"{name}: expected a number from 0 to below 1, got {value!r}")
-    for name, low in (("max_length", 8), ("eval_every", 1), ("patience", 0), ("seed", 0)):
+    for name, low in (("max_length", 8), ("eval_every", 1), ("patience", 0), ("seed", 0), ("save_every", 0)):
         value = options[name]
         if value is not None and value < low:
             raise ConfigError(f"{name}: expected a whole number of {low} or more, got {value!r}")
@@ -281,9 +308,11 @@ def _plain(value: Any) -> Any:
     return value.as_posix() if isinstance(value, Path) else value
 
 
-def _about(options: dict[str, Any], base: Checkpoint, hashes: dict[str, str], dtype: torch.dtype) -> dict[str, Any]:
+def _about(
+    options: dict[str, Any], files: RunFiles, base: Checkpoint, hashes: dict[str, str], dtype: torch.dtype
+) -> dict[str, Any]:
     return {
-        "name": base.about["name"] if options["resume"] else _name(options["save_path"], base),
+        "name": base.about["name"] if options["resume"] else _name(files.best, base),
         "from": base.about["from"] if options["resume"] else {k: v for k, v in base.about.items() if k != "from"},
         "data_sha256": {Path(name).name: digest for name, digest in hashes.items()},
         "gpt2chat": __version__,
@@ -295,7 +324,8 @@ def _about(options: dict[str, Any], base: Checkpoint, hashes: dict[str, str], dt
 
 
 def _name(path: Path, base: Checkpoint) -> str:
-    return f"{path.name}, trained from {pretrained.name_of(base)}"
+    own = path.parent.name if path.name == shelf.BEST else path.name
+    return f"{own}, trained from {pretrained.name_of(base)}"
 
 
 def _run(

@@ -40,6 +40,8 @@ class NewFile(click.Path):
 @click.option(
     "--save_path", type=NewFile(path_type=Path), default="trained_model.pt", help="Where the checkpoint goes."
 )
+@click.option("-g", "--model_tag", help="Name of the run, kept with its steps in runs/, in place of --save_path.")
+@click.option("--save_every", type=int, default=0, help="Also keep the weights after every so many steps; 0 does not.")
 @click.option("--interactive", is_flag=True, help="Afterwards load the saved file and chat with it.")
 @click.option("--resume", is_flag=False, flag_value="auto", metavar="[LAST.PT]", help="Go on with an interrupted run.")
 @click.option("--epochs", type=int, help="Passes over the data.  [default: enough for its size]")
@@ -83,18 +85,26 @@ def train_command(context: click.Context, /, **options: Any) -> None:
         raise ConfigError("dry_run: nothing is trained that --interactive could talk to; pass one of the two")
     if nothing and not options["interactive"]:
         raise ConfigError("train: expected --text_file, --conversation_file or --data (or --resume), got none")
+    if options["model_tag"] and _given(context, "save_path"):
+        raise ConfigError("save_path: --model_tag chooses the place of a run; pass one of the two")
+    path = options["save_path"]
     if not nothing:
         if options["resume"] is not None:
             options = _resumed_options(context, options)
         plan = make_plan(options)
+        path = plan.run.files.best
         if options["dry_run"]:
             _say_only(plan)
         else:
             _train(plan, context)
     if options["interactive"]:
-        named = context.get_parameter_source("model") == click.core.ParameterSource.COMMANDLINE
-        without_training = nothing and (named or not options["save_path"].exists())
-        _chat(options["model"] if without_training else str(options["save_path"]), options["device"])
+        without_training = nothing and (_given(context, "model") or not path.exists())
+        _chat(options["model"] if without_training else str(path), options["device"])
+
+
+def _given(context: click.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    return context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
 
 
 def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +114,7 @@ def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str,
     from gpt2chat.errors import CheckpointError, ConfigError
     from gpt2chat.run import RunFiles, stored_settings
 
-    path = Path(given["resume"]) if given["resume"] != "auto" else RunFiles(given["save_path"]).last
+    path = Path(given["resume"]) if given["resume"] != "auto" else _last(given)
     loaded = checkpoint.load(path)
     if loaded.training is None:
         beside = RunFiles(path).last
@@ -112,12 +122,19 @@ def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str,
         raise CheckpointError(f"{path}: expected a .last.pt with training state, found one that is for use{hint}")
     stored = _converted(context, stored_settings(loaded.training, path)["options"], given, path)
     for name, value in given.items():
-        explicit = context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
-        if explicit and name not in OWN_EACH_TIME and value != stored.get(name):
+        if _given(context, name) and name not in OWN_EACH_TIME and value != stored.get(name):
             raise ConfigError(f"{name}: --resume goes on with {stored.get(name)!r} of the first run, got {value!r}")
     if path.name.endswith(".last.pt"):  # the run's files stay together, also when they were moved
         stored["save_path"] = path.with_name(path.name.removesuffix(".last.pt") + ".pt")
     return {**stored, **{name: given[name] for name in OWN_EACH_TIME}, "resume": path}
+
+
+def _last(given: dict[str, Any]) -> Path:
+    """Return the state to resume from when it is not named."""
+    from gpt2chat import shelf
+    from gpt2chat.run import RunFiles
+
+    return shelf.last_of(given["model_tag"]) if given["model_tag"] else RunFiles(given["save_path"]).last
 
 
 def _converted(context: click.Context, stored: dict[str, Any], given: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -144,6 +161,7 @@ def _say_only(plan: Plan) -> None:
 
 
 def _train(plan: Plan, context: click.Context) -> None:
+    from gpt2chat import shelf
     from gpt2chat.errors import GPT2ChatError
 
     for line in plan.lines:
@@ -156,6 +174,7 @@ def _train(plan: Plan, context: click.Context) -> None:
         try:
             _loop(plan, signals)
             plan.run.finish()
+            shelf.keep_step(plan.run.files.best)
         except (Interrupted, GPT2ChatError) as reason:
             _save_unfinished(plan, signals, context, reason)
             raise
@@ -206,6 +225,8 @@ def _loop(plan: Plan, signals: Signals) -> None:
                 run.record(step)
             valve.step()
             progress.step(step)
+            if plan.kept(step.number):
+                run.save_step()
             if plan.due(step.number):
                 progress.evaluation(run.evaluate())
         if run.finished_early:

@@ -1,0 +1,151 @@
+"""The checkpoints a user made: files in this folder, and runs by source, tag and step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import glob
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2chat import checkpoint
+from gpt2chat.errors import CheckpointError, ConfigError, GPT2ChatError
+
+SOURCES = {"sft": "taught on conversations", "mid": "on text", "rl": "on preferences", "base": "released weights"}
+STEP = re.compile(r"_(\d{6,})$")  # of the stem of a file that holds one step of a run
+BEST = "model.pt"  # of a tagged run: the weights that are for use
+TAG = re.compile(r"[A-Za-z0-9][\w.+-]*")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A checkpoint: where it is, what it was taught on, its run's tag and step, bytes, and when it was written."""
+
+    path: Path
+    source: str
+    tag: str
+    step: int | None
+    size: int
+    modified: float
+    validation_loss: float | None = None
+    for_use: bool = True  # its run's best or last weights, not a step on the way
+    fault: str | None = None  # why it cannot be read, if so
+
+
+def runs_folder() -> Path:
+    """Return where tagged runs are: `runs` here, or what GPT2CHAT_RUNS says."""
+    return Path(os.environ.get("GPT2CHAT_RUNS") or "runs")
+
+
+def tagged(source: str, tag: str) -> Path:
+    """Return the checkpoint of a tagged run; raises ConfigError for a tag that cannot be a folder's name."""
+    if not TAG.fullmatch(tag):
+        raise ConfigError(f"model_tag: expected letters, digits, '.', '_' or '-', got {tag!r}")
+    return runs_folder() / source / tag / BEST
+
+
+def last_of(tag: str) -> Path:
+    """Return the state that a tagged run can be resumed from; raises CheckpointError when there is none."""
+    found = sorted(runs_folder().glob(f"*/{glob.escape(tag)}/model.last.pt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise CheckpointError(f"no run {tag} to resume: {_there(entries())}")
+    return found[-1]
+
+
+def step_file(best: Path, step: int) -> Path:
+    """Return the file that keeps one step of a run: `model.pt` -> `model_000200.pt`."""
+    return best.with_name(f"{best.name.removesuffix('.pt')}_{step:06d}.pt")
+
+
+def keep_step(best: Path) -> None:
+    """Let a tagged run's checkpoint be found under its step too; both are one file where links can be made."""
+    step = _facts(best)[0].get("step")
+    if best.name != BEST or not isinstance(step, int):
+        return
+    kept = step_file(best, step)
+    temporary = kept.with_name(f".{kept.name}.tmp-{os.getpid()}")
+    with contextlib.suppress(OSError):
+        os.link(best, temporary)
+        os.replace(temporary, kept)
+
+
+def entries() -> list[Entry]:
+    """Return all checkpoints in this folder and of the tagged runs, the newest first; those of a run by step."""
+    found = [_entry(path, None, path.name.removesuffix(".pt")) for path in _files(Path())]
+    for folder in sorted(runs_folder().glob("*/*/")):
+        run = [_entry(path, folder.parent.name, folder.name) for path in _files(folder)]
+        kept = {entry.step for entry in run if entry.path.name != BEST}
+        used = {entry.step for entry in run if entry.path.name == BEST}
+        for entry in run:
+            if entry.path.name == BEST and entry.step in kept:
+                continue  # it is there as a step
+            for_use = entry.path.name == BEST or entry.step in used
+            found.append(dataclasses.replace(entry, for_use=for_use))
+    return sorted(found, key=lambda entry: (entry.modified, entry.step or 0), reverse=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder that are for use, not those to resume from."""
+    paths = [path for path in sorted(folder.glob("*.pt")) if not path.name.endswith(".last.pt") and path.is_file()]
+    return [path for path in paths if checkpoint.is_checkpoint(path)]
+
+
+def _entry(path: Path, source: str | None, tag: str) -> Entry:
+    status = path.stat()
+    step, loss, fault = None, None, None
+    try:
+        about, trained_length = _facts(path)
+        step, loss = about.get("step"), about.get("validation_loss")
+        source = source or about.get("source") or ("sft" if trained_length else "mid")
+    except GPT2ChatError as error:
+        fault = str(error).removeprefix(f"{path}: ")
+    if (named := STEP.search(path.stem)) and source is not None:
+        step = int(named[1])
+    return Entry(path, source or "?", tag, step, status.st_size, status.st_mtime, loss, fault=fault)
+
+
+def _facts(path: Path) -> tuple[dict[str, Any], int | None]:
+    """Return `about` and the taught length of a checkpoint without reading its weights; raises CheckpointError."""
+    content = checkpoint.unpickle(path, checkpoint.MAPPING)
+    about = content.get("about") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(about, dict):
+        raise CheckpointError("holds no facts about itself")
+    return about, content.get("trained_length")
+
+
+def find(source: str | None = None, tag: str | None = None, step: int | None = None) -> tuple[Entry | None, int]:
+    """Return the newest checkpoint that fits, and how many fit; None when nothing was asked for and nothing is there.
+
+    Without a step the one that is for use is taken. Raises CheckpointError, naming what there is, when something was
+    asked for that is not there.
+    """
+    there = entries()
+    fitting = [entry for entry in there if source in (None, entry.source) and tag in (None, entry.tag)]
+    if step is not None:
+        fitting = [entry for entry in fitting if entry.step == step]
+    usable = [entry for entry in fitting if not entry.fault and (entry.for_use or step is not None)]
+    if usable:
+        return usable[0], len(usable)
+    if (source, tag, step) == (None, None, None):
+        return None, 0
+    asked = ", ".join(f"{name} {value}" for name, value in _named(source, tag, step) if value is not None)
+    raise CheckpointError(f"no checkpoint of {asked}: {_there(there)}")
+
+
+def _named(source: str | None, tag: str | None, step: int | None) -> Sequence[tuple[str, object]]:
+    return ("source", source), ("tag", tag), ("step", step)
+
+
+def _there(there: Sequence[Entry]) -> str:
+    """Say in a few words which checkpoints exist."""
+    if not there:
+        return f"there are none in {Path.cwd()} nor in {runs_folder()}; gpt2chat train makes one"
+    runs: dict[str, list[str]] = {}
+    for entry in there:
+        runs.setdefault(f"{entry.source}/{entry.tag}", []).append("?" if entry.step is None else str(entry.step))
+    shown = [f"{name} (step {', '.join(steps[:6])})" for name, steps in list(runs.items())[:8]]
+    return f"there are {'; '.join(shown)}{' and more' if len(runs) > 8 else ''}: gpt2chat ls shows all"
