@@ -25,7 +25,7 @@ check: .venv/check
 
 .venv/core: .venv/pip setup.cfg constraints.txt
 	@echo "installing torch and five small packages into .venv: a few minutes the first time"
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[chat]"
 	touch $@
 
 .venv/test .venv/check: .venv/%: .venv/pip setup.cfg constraints.txt

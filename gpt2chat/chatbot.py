@@ -139,6 +139,19 @@ class GPT2Chatbot:
         self._examples += messages
         return len(messages) // 2
 
+    @property
+    def examples(self) -> list[Message]:
+        """What is shown to the model before the conversation: the checkpoint's examples, then this object's own."""
+        return [*self.checkpoint.examples, *self._examples]
+
+    def clear_custom_examples(self) -> None:
+        """Take back what `add_custom_examples` added."""
+        self._examples = []
+
+    def set_template(self, name: str | None) -> None:
+        """Write turns as another template does; None takes the checkpoint's. Raises ConfigError."""
+        self._template = template_named(name) if name else None
+
     def reset(self) -> None:
         """Forget the conversation; the system prompt and custom examples stay."""
         self._end_stream()
@@ -190,11 +203,10 @@ class GPT2Chatbot:
 
     def regenerate(self, **options: object) -> StreamingReply:
         """Answer the last question again, in place of the answer it got; raises ConfigError when there is none."""
-        return self.edit(self._last_question().content, **options)
+        return self.edit(self.last_question.content, **options)
 
     def edit(self, text: str, **options: object) -> StreamingReply:
         """Ask `text` in place of the last question, whose answer is taken back; raises ConfigError for want of one."""
-        self._last_question()
         question, generation = Message("user", _text(text)), self._generation(options)
         self.undo()
         return self._ask(question, generation)
@@ -202,7 +214,7 @@ class GPT2Chatbot:
     def undo(self) -> Message:
         """Take back the last question and its answer; return the question. Raises ConfigError when there is none."""
         self._end_stream()
-        question = self._last_question()
+        question = self.last_question
         del self.messages[_last_user(self.messages) :]
         self.answer = None
         return question
@@ -210,12 +222,14 @@ class GPT2Chatbot:
     def correct(self, text: str) -> Message:
         """Let the last answer have been `text`, and return the question to it; raises ConfigError for want of one."""
         self._end_stream()
-        question = self._last_question()
+        question = self.last_question
         self.messages[_last_user(self.messages) + 1 :] = [Message("assistant", _text(text))]
         self.answer = None
         return question
 
-    def _last_question(self) -> Message:
+    @property
+    def last_question(self) -> Message:
+        """The last message of the user; raises ConfigError when there is none."""
         at = _last_user(self.messages)
         if at < 0:
             raise ConfigError("conversation: expected a question to go back to, found none yet")
@@ -268,7 +282,7 @@ class GPT2Chatbot:
         if not system and self.system:
             system = [Message("system", self.system)]
         live = [message for message in messages if message.role != "system"]
-        pinned = [*system, *loaded.examples, *self._examples]
+        pinned = [*system, *self.examples]
         n_ctx = decoder.runtime.config.n_ctx
         length = loaded.trained_length or n_ctx
         room = generation.max_new_tokens

@@ -62,6 +62,7 @@ class Checkpoint:
     template: Template
     trained_length: int | None = None
     examples: list[Message] = field(default_factory=list)
+    taught: list[tuple[str, str]] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     training: dict[str, Any] | None = None

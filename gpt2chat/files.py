@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import errno
 import glob
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -96,6 +97,28 @@ class _KeepsFirstError:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """Return a line of a JSON Lines file."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Add a line of JSON to a file, or none of it; raises CheckpointError."""
+    try:
+        with path.open("ab", buffering=0) as file:
+            line, size = json_line(row).encode("utf-8", "replace"), file.tell()
+            try:
+                written = file.write(line)
+                if written < len(line):  # the disk had room for a part; asked for the rest, it says why
+                    file.write(line[written:])
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(size)
+                raise
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def cannot_write(path: Path, error: OSError) -> CheckpointError:

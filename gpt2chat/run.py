@@ -25,7 +25,7 @@ from gpt2chat import checkpoint
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import Example, Message, render_prompt
 from gpt2chat.errors import CheckpointError, ConfigError, DataError, DiskFullError
-from gpt2chat.files import atomic_writer, cannot_write
+from gpt2chat.files import append_line, atomic_writer, json_line
 from gpt2chat.generation import Decoder, stream_answer
 from gpt2chat.model import GPT2
 from gpt2chat.sampling import GenerationConfig
@@ -145,7 +145,7 @@ class Run:
         for path in (self.files.metrics, self.files.samples):
             if path.exists():
                 rows = [row for row in _rows(path) if self._stands(row)]
-                self._write(_write_text, path, "".join(map(_line, rows)))
+                self._write(_write_text, path, "".join(map(json_line, rows)))
 
     def _check_optimizer(self) -> None:
         """Compare the moments with the weights they belong to; raises CheckpointError."""
@@ -182,7 +182,7 @@ class Run:
         self.history.append(row)
         if len(self.history) > HISTORY_ROWS:  # every other step; validations stay
             self.history = [row for i, row in enumerate(self.history) if i % 2 == 0 or "loss" not in row]
-        self._write(_append, self.files.metrics, row)
+        self._write(append_line, self.files.metrics, row)
 
     def _write(self, write: Callable[..., None], *arguments: Any) -> None:
         while True:
@@ -209,7 +209,7 @@ class Run:
             self._keep({"step": self.number, "validation_loss": _finite(loss)})
         for question, answer in answers:
             row = {"step": self.number, "question": question, "answer": answer}
-            self._write(_append, self.files.samples, row)
+            self._write(append_line, self.files.samples, row)
         return Evaluation(self.number, loss, improved, answers)
 
     def _answer(self, question: str) -> str:
@@ -259,27 +259,6 @@ class Run:
 def _finite(value: float) -> float | None:
     """JSON has no NaN and no infinity."""
     return round(value, 5) if math.isfinite(value) else None
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    """Add a line, or none of it."""
-    try:
-        with path.open("ab", buffering=0) as file:
-            line, size = _line(row).encode("utf-8"), file.tell()
-            try:
-                written = file.write(line)
-                if written < len(line):  # the disk had room for a part; asked for the rest, it says why
-                    file.write(line[written:])
-            except OSError:
-                with contextlib.suppress(OSError):
-                    file.truncate(size)
-                raise
-    except OSError as error:
-        raise cannot_write(path, error) from error
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -48,6 +48,12 @@ def tagged(source: str, tag: str) -> Path:
     return runs_folder() / source / tag / BEST
 
 
+def tag_of(path: Path) -> str | None:
+    """Return the tag of the run that a checkpoint belongs to, if it is one of the run folder."""
+    folder = path.parent
+    return folder.name if folder.parent.parent.resolve() == runs_folder().resolve() else None
+
+
 def last_of(tag: str) -> Path:
     """Return the state that a tagged run can be resumed from; raises CheckpointError when there is none."""
     found = sorted(runs_folder().glob(f"*/{glob.escape(tag)}/model.last.pt"), key=lambda path: path.stat().st_mtime)
@@ -129,7 +135,9 @@ def find(source: str | None = None, tag: str | None = None, step: int | None = N
         fitting = [entry for entry in fitting if entry.step == step]
     usable = [entry for entry in fitting if not entry.fault and (entry.for_use or step is not None)]
     if usable:
-        return usable[0], len(usable)
+        best = usable[0].path.with_name(BEST)
+        found = usable[0] if step is not None or not best.exists() else dataclasses.replace(usable[0], path=best)
+        return found, len(usable)
     if (source, tag, step) == (None, None, None):
         return None, 0
     asked = ", ".join(f"{name} {value}" for name, value in _named(source, tag, step) if value is not None)

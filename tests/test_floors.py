@@ -15,7 +15,7 @@ FLOORS = (
     {"conversation", "kernels", "sampling", "loss", "weights"},
     {"likeness", "records", "runtime"},
     {"checkpoint", "data", "drafts", "formats", "mending", "paging", "slices", "static"},
-    {"calibration", "checking", "generation", "packs", "pretrained", "shelf", "slots", "streams", "training"},
+    {"calibration", "chats", "checking", "generation", "packs", "pretrained", "shelf", "slots", "streams", "training"},
     {"decoding", "estimate", "evaluation", "explanation", "reply", "run", "steps", "summary"},
     {"engine"},
     {"benchmark", "chatbot", "fleet", "offline"},

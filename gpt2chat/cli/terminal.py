@@ -124,6 +124,12 @@ def tolerate_any_text() -> None:
             stream.reconfigure(errors="replace")
 
 
+def colourless(wanted: bool) -> None:
+    """Leave out all colours from now on, if that is wanted."""
+    if wanted:
+        click.get_current_context().color = False
+
+
 def fail(message: str, code: int) -> NoReturn:
     """Print one line and leave."""
     say(click.style("error: ", fg="red") + visible(" ".join(message.split())))

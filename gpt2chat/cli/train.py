@@ -269,4 +269,4 @@ def _chat(name: str, device: str) -> None:
     bot = GPT2Chatbot(name, generation=greedy, device=device, notice=lambda line: say(f"note: {line}"))
     open_model(bot, name)
     say(f"loaded in {time.perf_counter() - began:.1f} s")
-    talk(bot)
+    talk(bot, name)

@@ -53,8 +53,8 @@ class Kind:
 
     @cached_property
     def known(self) -> frozenset[str]:
-        """The keys of a row that are used."""
-        return frozenset((*self.keys, *self.used))
+        """The keys of a row that are used, or tell where it comes from."""
+        return frozenset((*self.keys, *self.used, "provenance"))
 
     def fits(self, keys: Iterable[str]) -> bool:
         """Whether rows with these keys are of this kind."""

@@ -1,0 +1,140 @@
+"""`gpt2chat chat` (= `python gpt_generate.py`): talk to a checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gpt2chat.cli.options import GENERATION_NAMES, answering_options
+from gpt2chat.cli.terminal import SETTINGS, colourless, reports_errors, say, tolerate_any_text
+
+if TYPE_CHECKING:
+    from gpt2chat.chatbot import GPT2Chatbot
+
+FILE = click.Path(path_type=Path)
+SOURCES = click.Choice(["sft", "mid", "rl", "base"])
+
+
+@click.command("chat", context_settings=SETTINGS)
+@click.argument("checkpoint", required=False)
+@click.option("-p", "--prompt", help="Answer this and leave; - reads it from standard input.")
+@click.option("-i", "--source", type=SOURCES, help="Of the newest: taught on conversations, text, preferences; base.")
+@click.option("-g", "--model_tag", help="The run to talk to; gpt2chat ls lists them.")
+@click.option("-s", "--step", type=int, help="The step of it.  [default: the one that is for use]")
+@click.option("--system", help="What the bot is told before the conversation.")
+@click.option("--chat_template", "--template", "template", help="How turns are written.  [default: as it was taught]")
+@click.option("--examples", type=FILE, multiple=True, help="Pairs to show the model without training.")
+@click.option("--stop", multiple=True, help="End an answer before this text; repeatable.")
+@answering_options
+@click.option("--feedback", type=FILE, help="Where /good and /teach keep answers.  [default: beside the checkpoint]")
+@click.option("--json", "as_json", is_flag=True, help="Print each answer as one line of JSON, with what it took.")
+@click.option("--plain", is_flag=True, help="No colours, no figures, nothing drawn again: for screen readers.")
+@click.option("--no_color", is_flag=True, help="No colours; NO_COLOR does the same.")
+@click.option("--no_history", is_flag=True, help="Keep nothing of what is typed for the next chat.")
+@reports_errors
+def chat_command(checkpoint: str | None, prompt: str | None, **options: Any) -> None:
+    """Talk to CHECKPOINT, a .pt file or a model's name: in a terminal, or line by line from a pipe.
+
+    Without CHECKPOINT: the newest of your own here and in runs/, else the demo model. /help lists the
+    commands of the chat.
+
+    \b
+    Examples:
+      gpt2chat chat trained_model.pt
+      gpt2chat chat demo -p "What do you like?" --temperature 0
+      gpt2chat chat -g d8 -s 200
+    """
+    from gpt2chat.cli.chat.screen import Screen
+
+    tolerate_any_text()
+    colourless(options["no_color"] or options["plain"])
+    interactive = prompt is None and sys.stdin.isatty() and sys.stdout.isatty() and not options["as_json"]
+    screen = Screen(interactive, options["as_json"], options["plain"])
+    bot = _bot(options)
+    name = open_model(bot, checkpoint, options["source"], options["model_tag"], options["step"])
+    _prepare(bot, options)
+    if prompt is not None:
+        screen.answer(bot.stream(sys.stdin.read() if prompt == "-" else prompt), bot.decoder.runtime.config.n_ctx)
+    else:
+        talk(bot, name, screen, options["feedback"], history=not options["no_history"])
+
+
+def _bot(options: dict[str, Any]) -> GPT2Chatbot:
+    from gpt2chat.chatbot import GPT2Chatbot
+    from gpt2chat.sampling import GenerationConfig
+
+    computing = {name: options[name] for name in ("device", "dtype", "quantize", "draft", "compile")}
+    return GPT2Chatbot(
+        "demo",
+        generation=GenerationConfig(**{name: options[name] for name in GENERATION_NAMES}),
+        system=options["system"],
+        template=options["template"],
+        stop=[text.replace("\\n", "\n") for text in options["stop"]],
+        notice=lambda line: say(f"note: {line}"),
+        **computing,
+    )
+
+
+def _prepare(bot: GPT2Chatbot, options: dict[str, Any]) -> None:
+    """Bring what needs the model to be there."""
+    from gpt2chat.cli.chat.teaching import read_pairs
+
+    for path in options["examples"]:
+        count = bot.add_custom_examples(read_pairs(path))
+        say(f"{count} examples of {path} are shown to the model before the conversation")
+    if options["draft"] not in ("auto", "lookup", "none"):
+        say(f"{options['draft']} guesses ahead, which changes no answer")
+    n_ctx = bot.decoder.runtime.config.n_ctx
+    if bot.generation.max_new_tokens > n_ctx:
+        say(f"note: --max_new_tokens {bot.generation.max_new_tokens} is more than the context of {n_ctx} tokens holds")
+
+
+def open_model(
+    bot: GPT2Chatbot, name: str | None, source: str | None = None, tag: str | None = None, step: int | None = None
+) -> str:
+    """Load what the user named, or the newest own checkpoint that fits, or the demo; say which, and return it."""
+    from gpt2chat import pretrained
+
+    name = name if name is not None and (source, tag, step) == (None, None, None) else _found(name, source, tag, step)
+    bot.open(name)
+    say(f"{pretrained.describe(bot.checkpoint)}; {bot.decoder.runtime.description}")
+    drawn = "greedy" if bot.generation.temperature == 0 else "drawn"
+    say(f"answers are {drawn} (temperature {bot.generation.temperature:g})")
+    return name
+
+
+def _found(name: str | None, source: str | None, tag: str | None, step: int | None) -> str:
+    from gpt2chat import shelf
+    from gpt2chat.errors import ConfigError
+
+    if name is not None:
+        raise ConfigError(f"chat: expected CHECKPOINT or --source, --model_tag and --step, got {name} and one of these")
+    if source == "base":
+        if step is not None:
+            raise ConfigError(f"step: released weights have no steps, got {step}")
+        return tag or "demo"
+    entry, others = shelf.find(source, tag, step)
+    if entry is None:
+        say("using demo, the built-in model: no checkpoint of your own is here; gpt2chat train makes one")
+        return "demo"
+    of = f", the newest of {others} (gpt2chat ls lists them)" if others > 1 else ", the only checkpoint here"
+    say(f"using {entry.path}{of}")
+    return str(entry.path)
+
+
+def talk(bot: GPT2Chatbot, name: str, screen: Any = None, feedback: Path | None = None, history: bool = True) -> None:
+    """Read messages until the end of input; answers go to stdout, everything else to stderr."""
+    from gpt2chat.cli.chat.commands import completions
+    from gpt2chat.cli.chat.lines import open_lines
+    from gpt2chat.cli.chat.screen import Screen
+    from gpt2chat.cli.chat.talk import Talk
+
+    screen = screen or Screen(sys.stdin.isatty() and sys.stdout.isatty())
+    lines = open_lines(screen.interactive, history, completions, screen.plain)
+    if screen.interactive:
+        say("Type a message; /help shows the commands, Ctrl-D or exit leaves.")
+    if code := Talk(bot, name, lines, screen, feedback).run():
+        sys.exit(code)

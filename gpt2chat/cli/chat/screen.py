@@ -1,0 +1,159 @@
+"""What a chat shows: answers on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+import sys
+import textwrap
+import unicodedata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gpt2chat.cli.terminal import Interrupted, Signals, say, visible
+
+if TYPE_CHECKING:
+    from gpt2chat.explanation import TokenScore
+    from gpt2chat.reply import Answer, StreamingReply
+
+NARROW = 60  # columns below which lines of figures are kept short
+ALTERNATIVES = 4  # beside the token that was said
+
+
+class Screen:
+    """Writes for a terminal, for a pipe, or as one line of JSON per answer.
+
+    `plain` leaves out colours and the line of figures behind each answer.
+    """
+
+    def __init__(self, interactive: bool, as_json: bool = False, plain: bool = False) -> None:
+        self.interactive, self.as_json, self.plain = interactive, as_json, plain
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal now."""
+        return shutil.get_terminal_size().columns
+
+    def say(self, text: str) -> None:
+        """Print what is not an answer, its lines folded to the terminal."""
+        for line in text.splitlines() or [""]:
+            say(fold(line, self.width) if self.interactive else line)
+
+    def dim(self, text: str) -> None:
+        """Print what matters less."""
+        say(text if self.plain else click.style(text, dim=True))
+
+    def answer(self, reply: StreamingReply, context: int) -> None:
+        """Print an answer while it is written; Ctrl-C ends it, and what was said stays.
+
+        Without a terminal the interrupt goes on to end the program.
+        """
+        if self.interactive:
+            click.echo("Bot: " if self.plain else click.style("Bot: ", bold=True), nl=False)
+        with Signals():
+            try:
+                self._pieces(reply)
+            except Interrupted:
+                with contextlib.suppress(Interrupted):  # asked for twice, it is one wish
+                    reply.stop()
+                click.echo(nl=not self.as_json)
+                if not self.interactive:
+                    raise
+                self.dim("[stopped; what was said stays. /regen asks again, /undo takes it back]")
+                return
+        if self.interactive and not self.plain:
+            self.dim(figures(reply.answer, context, self.width))
+
+    def _pieces(self, reply: StreamingReply) -> None:
+        if self.as_json:
+            for _ in reply:
+                pass
+            click.echo(json.dumps(as_row(reply.answer), ensure_ascii=False))
+            return
+        terminal = sys.stdout.isatty()
+        for piece in reply:
+            click.echo(visible(piece) if terminal else piece, nl=False)
+            sys.stdout.flush()
+        click.echo()
+
+
+def as_row(answer: Answer) -> dict[str, Any]:
+    """Return an answer and what it took, for JSON."""
+    usage = answer.usage
+    row: dict[str, Any] = {"answer": answer.text, "finish_reason": answer.finish_reason}
+    row |= {name: getattr(usage, name) for name in ("prompt_tokens", "cached_tokens", "new_tokens")}
+    row |= {name: round(getattr(usage, name), 4) for name in ("first_token_s", "seconds")}
+    if answer.confidence is not None:
+        row |= {"confidence": round(answer.confidence, 4), "fallback": answer.replaced}
+    return row
+
+
+def figures(answer: Answer, size: int, width: int) -> str:
+    """Return the line behind an answer: tokens, speed, time to the first, context, cached."""
+    usage = answer.usage
+    speed = f"{usage.tokens_per_second:.0f} tokens/sec"
+    context = f"{usage.prompt_tokens + usage.new_tokens}/{size}"
+    if width < NARROW:
+        return f"[{usage.new_tokens} tokens, {context}]"
+    parts = [f"{usage.new_tokens} tokens", speed, f"first after {usage.first_token_s:.2f}s", f"context {context}"]
+    if usage.cached_tokens:
+        parts.append(f"{usage.cached_tokens} cached")
+    if usage.drafted_tokens:
+        parts.append(f"{usage.accepted_tokens} of {usage.drafted_tokens} guesses taken")
+    if answer.confidence is not None:
+        parts.append(f"confidence {answer.confidence:.2f}{' (fallback given)' if answer.replaced else ''}")
+    if answer.finish_reason == "length":
+        parts.append("cut at its longest: /set max_new_tokens")
+    return f"[{', '.join(parts)}]"
+
+
+def columns(text: str) -> int:
+    """Return how many columns of a terminal text takes: two for wide characters, none for marks on others."""
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    none = sum(unicodedata.combining(char) > 0 or unicodedata.category(char) in ("Mn", "Me", "Cf") for char in text)
+    return len(text) + wide - none
+
+
+def padded(text: str, width: int) -> str:
+    """Return text with blanks up to so many columns."""
+    return text + " " * max(0, width - columns(text))
+
+
+def fold(line: str, width: int) -> str:
+    """Return a line broken between words where the terminal ends; what follows is indented as the line is."""
+    if columns(line) < width:
+        return line
+    indent = " " * (len(line) - len(line.lstrip()))
+    return textwrap.fill(line, max(20, width - 1), subsequent_indent=indent, break_on_hyphens=False)
+
+
+def explained(scores: Sequence[TokenScore], width: int) -> list[str]:
+    """Return a table: each token of an answer, how likely the model found it, and what else it might have said."""
+    said = [_spelled(score.text) for score in scores]
+    widest = min(20, max(map(columns, said), default=0))
+    lines = []
+    for score, text in zip(scores, said, strict=True):
+        others = [
+            f"{_spelled(other)} {_percent(logprob)}" for other, logprob in score.alternatives if other != score.text
+        ]
+        rank = "" if score.rank == 1 else f" #{score.rank}"
+        line = f"{padded(text, widest)} {_percent(score.logprob):>5}{rank:4} instead: "
+        for other in others[:ALTERNATIVES]:
+            if columns(line) + columns(other) + 2 < width:
+                line += f"{other}  "
+        lines.append(line.rstrip())
+    return lines
+
+
+def _spelled(text: str) -> str:
+    """Return a token so that blanks and what steers the terminal can be seen."""
+    return visible(text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·"))
+
+
+def _percent(logprob: float) -> str:
+    share = 100 * math.exp(logprob)
+    return f"{share:.0f}%" if share >= 1 or share < 0.05 else f"{share:.1f}%"

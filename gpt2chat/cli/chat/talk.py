@@ -1,0 +1,142 @@
+"""The loop of a chat: read a line, carry out a command or answer a message."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt2chat.cli.chat import commands, teaching
+from gpt2chat.cli.chat.lines import Lines, read_message
+from gpt2chat.cli.chat.screen import Screen
+from gpt2chat.cli.terminal import Interrupted
+
+if TYPE_CHECKING:
+    from gpt2chat.chatbot import GPT2Chatbot
+    from gpt2chat.chats import Feedback
+    from gpt2chat.reply import Answer, StreamingReply
+
+
+@dataclass
+class Totals:
+    """What the answers of a chat took."""
+
+    answers: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    new_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, answer: Answer) -> None:
+        """Count an answer."""
+        usage = answer.usage
+        self.answers += 1
+        for name in ("prompt_tokens", "cached_tokens", "new_tokens", "drafted_tokens", "accepted_tokens", "seconds"):
+            setattr(self, name, getattr(self, name) + getattr(usage, name))
+
+    def lines(self, bot: GPT2Chatbot) -> list[str]:
+        """Return the figures of the last answer and of the chat."""
+        decoder, answer = bot.decoder, bot.answer
+        size = decoder.runtime.config.n_ctx
+        turns = sum(message.role == "user" for message in bot.messages)
+        lines = [f"conversation: {turns} turns; context: {len(decoder.ids)}/{size} tokens in the cache"]
+        if answer is not None:
+            usage = answer.usage
+            lines.append(
+                f"last answer: {usage.cached_tokens} of {usage.prompt_tokens} prompt tokens came from the cache, "
+                f"{usage.new_tokens} new at {usage.tokens_per_second:.0f} tokens/sec, "
+                f"the first after {usage.first_token_s:.2f} s; end: {answer.finish_reason}"
+            )
+        if self.answers:
+            lines.append(
+                f"this chat: {self.answers} answers, {self.new_tokens} tokens in {self.seconds:.1f} s; "
+                f"{self.cached_tokens} of {self.prompt_tokens} prompt tokens came from the cache"
+            )
+        if self.drafted_tokens:
+            lines.append(f"guesses: {self.accepted_tokens} of {self.drafted_tokens} taken")
+        return [*lines, f"computed by: {decoder.runtime.description}"]
+
+
+class Talk:
+    """A chat with one bot through one reader of lines and one screen."""
+
+    def __init__(self, bot: GPT2Chatbot, name: str, lines: Lines, screen: Screen, feedback: Path | None = None) -> None:
+        """Take a bot that talks with the model `name`; `feedback` is where approved and taught answers go."""
+        self.bot, self.lines, self.screen = bot, lines, screen
+        self.totals = Totals()
+        self.leaving = False
+        self.asked_again = 0  # so often in this chat, which makes another seed each time
+        self._interrupts = 0
+        self._feedback = feedback
+        self.model = name
+        self.feedback: Feedback = teaching.feedback_for(name, feedback)
+
+    def run(self) -> int:
+        """Talk until the user leaves; return the exit code."""
+        while not self.leaving:
+            try:
+                line = self.read("You: ")
+            except EOFError:
+                self.screen.say("") if self.screen.interactive else None
+                break
+            except KeyboardInterrupt:
+                self._interrupts += 1
+                if self._interrupts > 1:
+                    return 128 + signal.SIGINT
+                self.screen.say("\nCtrl-C again leaves; so do Ctrl-D and /exit.")
+                continue
+            self._interrupts = 0
+            if line:
+                self.handle(line)
+        teaching.offer(self)
+        if self.screen.interactive:
+            self.screen.say("Goodbye!")
+        return 0
+
+    def read(self, prompt: str, default: str = "") -> str:
+        """Return a line, or several between triple quotes."""
+        if default:
+            return self.lines.read(prompt, default).strip()
+        return read_message(self.lines, prompt)
+
+    def handle(self, line: str) -> None:
+        """Carry out one line. What the user can mend is said in one line, and the chat goes on."""
+        from gpt2chat.errors import GPT2ChatError
+
+        try:
+            if not commands.handle(self, line):
+                self.ask(line)
+        except GPT2ChatError as error:
+            self.screen.say(f"{error}")
+        except (EOFError, KeyboardInterrupt):  # while a command asked for more
+            self.screen.say("\nNothing was changed.")
+        except Interrupted as interrupt:
+            if not self.screen.interactive or interrupt.code != 128 + signal.SIGINT:
+                raise
+            self.screen.say("\n[interrupted]")
+
+    def ask(self, text: str) -> None:
+        """Answer a message."""
+        self.answer(self.bot.stream(text))
+
+    def answer(self, reply: StreamingReply) -> None:
+        """Show an answer and count it."""
+        try:
+            self.screen.answer(reply, self.bot.decoder.runtime.config.n_ctx)
+        finally:
+            self.totals.add(reply.answer)
+
+    def change_model(self, name: str) -> None:
+        """Go on in this conversation with another model; on an error with the one there was."""
+        from gpt2chat import pretrained
+
+        messages, began = list(self.bot.messages), time.perf_counter()
+        self.bot.open(name)
+        self.bot.messages = messages
+        self.model, self.feedback = name, teaching.feedback_for(name, self._feedback, self.feedback.pairs)
+        seconds = time.perf_counter() - began
+        self.screen.say(f"{pretrained.describe(self.bot.checkpoint)}; loaded in {seconds:.1f} s")

@@ -1,0 +1,165 @@
+"""From talking to training: answers that are approved, rejected or corrected, and a model that learns them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2chat.cli.terminal import in_words, program
+
+if TYPE_CHECKING:
+    from gpt2chat.chats import Feedback
+    from gpt2chat.cli.chat.talk import Talk
+    from gpt2chat.conversation import Message
+
+
+def feedback_for(name: str, path: Path | None, pairs: int = 0) -> Feedback:
+    """Return where approved and taught answers of a model go: beside its file, or in this folder."""
+    from gpt2chat.chats import Feedback
+    from gpt2chat.run import RunFiles
+
+    own = Path(name)
+    beside = RunFiles(own).beside("feedback.jsonl") if own.suffix == ".pt" else Path("feedback.jsonl")
+    return Feedback(path or beside, name, pairs)
+
+
+def read_pairs(path: Path) -> list[dict[str, str]]:
+    """Return the pairs of a file of conversations, of any kind that training takes; raises DataError."""
+    from gpt2chat.cli.options import sources
+    from gpt2chat.errors import DataError
+    from gpt2chat.formats import read_conversations
+    from gpt2chat.records import Report
+
+    report, pairs = Report(), []
+    for record in read_conversations(sources([path], None, report), report):
+        messages = record.content if isinstance(record.content, tuple) else ()
+        turns = [message for message in messages if message.role != "system"]
+        if [message.role for message in turns] != ["user", "assistant"] * (len(turns) // 2):
+            raise DataError(f"{record.place}: expected questions and answers in turn")
+        pairs += [{"user": q.content, "bot": a.content} for q, a in zip(turns[::2], turns[1::2], strict=True)]
+    return pairs
+
+
+def _exchange(talk: Talk) -> tuple[Message, Message]:
+    """Return the last question and its answer; raises ConfigError when there is none."""
+    from gpt2chat.errors import ConfigError
+
+    if len(talk.bot.messages) < 2 or talk.bot.messages[-1].role != "assistant":
+        raise ConfigError("expected an answer to judge, found none yet: ask something first")
+    return talk.bot.messages[-2], talk.bot.messages[-1]
+
+
+def good(talk: Talk, argument: str) -> None:
+    """Keep the last answer as one to learn."""
+    _exchange(talk)
+    talk.feedback.approve(talk.bot.messages)
+    talk.screen.say(f"Kept in {talk.feedback.path}.")
+
+
+def bad(talk: Talk, argument: str) -> None:
+    """Keep the last answer as one not to learn, neither from this chat nor from others."""
+    from gpt2chat.conversation import Message
+
+    _, answer = _exchange(talk)
+    talk.feedback.reject(talk.bot.messages)
+    talk.bot.messages[-1] = Message("assistant", answer.content, trained=False)
+    talk.screen.say(f"Noted in {talk.feedback.preferences}. /teach gives the right answer, /regen asks again.")
+
+
+def teach(talk: Talk, argument: str) -> None:
+    """Store the right answer as a pair, put it in the place of what was said, and show it to the model from now on."""
+    question, answer = _exchange(talk)
+    right = argument or talk.read("Right answer: ")
+    if not right:
+        talk.screen.say("Nothing was taught.")
+        return
+    if right != answer.content:
+        talk.feedback.reject(talk.bot.messages, chosen=right)
+    talk.feedback.teach(question, right)
+    talk.bot.correct(right)
+    talk.bot.add_custom_examples([{"user": question.content, "bot": right}])
+    talk.screen.say(f"Taught, and kept in {talk.feedback.path}; the model is shown it from now on. /retrain learns it.")
+
+
+def offer(talk: Talk) -> None:
+    """At the end, ask whether to learn what was taught; without a terminal say how to."""
+    count = talk.feedback.pairs
+    if not count:
+        return
+    pairs = f"{count} new pair{'' if count == 1 else 's'}"
+    if not talk.screen.interactive:
+        talk.screen.say(f"{pairs} in {talk.feedback.path}; learn {'it' if count == 1 else 'them'} with:")
+        talk.screen.say(f"  {_command(_arguments(talk))}")
+        return
+    try:
+        answer = talk.lines.read(f"{pairs}, retrain now? about {in_words(_seconds(talk))} [y/N] ")
+    except (EOFError, KeyboardInterrupt):
+        answer = ""
+    if answer.strip().lower() in ("y", "yes"):
+        talk.handle("/retrain")
+    else:
+        talk.screen.say(f"Later: {_command(_arguments(talk))}")
+
+
+def retrain(talk: Talk, argument: str) -> None:
+    """Train the model on what was approved and taught, beside what it knows already, and go on with the result."""
+    from gpt2chat import shelf
+    from gpt2chat.cli.train import train_command
+    from gpt2chat.errors import ConfigError
+
+    if not talk.feedback.path.exists():
+        raise ConfigError(f"/retrain: expected answers in {talk.feedback.path}, found none: /good and /teach keep them")
+    arguments = _arguments(talk)
+    talk.screen.say(f"{_command(arguments)}    (about {in_words(_seconds(talk))})")
+    try:
+        train_command.main(arguments, prog_name=program("train"), standalone_mode=False)
+    except SystemExit as end:
+        if end.code:
+            talk.screen.say("The chat goes on with the model as it was.")
+            return
+    talk.feedback.pairs = 0
+    talk.bot.clear_custom_examples()
+    talk.change_model(str(shelf.tagged("sft", arguments[-1]) if arguments[-2] == "--model_tag" else arguments[-1]))
+
+
+def _arguments(talk: Talk) -> list[str]:
+    """Return the options of `train` that learn what was taught: from this model, beside what it was taught before."""
+    from gpt2chat import shelf
+
+    own = Path(talk.model)
+    arguments = ["--model", talk.model, "--conversation_file", str(talk.feedback.path)]
+    if talk.bot.checkpoint.taught:
+        arguments.append("--rehearse")
+    if tag := shelf.tag_of(own):
+        return [*arguments, "--model_tag", _next(tag, lambda name: shelf.tagged("sft", name).exists())]
+    path = own if own.suffix == ".pt" else Path("trained_model.pt")
+    name = _next(path.stem, lambda name: path.with_name(f"{name}.pt").exists())
+    return [*arguments, "--save_path", str(path.with_name(f"{name}.pt"))]
+
+
+def _next(name: str, taken: Callable[[str], bool]) -> str:
+    """Return a name that is free: `bot`, or `bot-2` if that is taken, and so on."""
+    stem, _, number = name.rpartition("-")
+    base, count = (stem, int(number)) if stem and number.isdigit() else (name, 1)
+    while taken(name):
+        count += 1
+        name = f"{base}-{count}"
+    return name
+
+
+def _command(arguments: list[str]) -> str:
+    return f"{program('train')} {shlex.join(arguments)}"
+
+
+def _seconds(talk: Talk) -> float:
+    """Return about how long learning will take here."""
+    from gpt2chat.conversation import Message, render
+    from gpt2chat.estimate import rough_run
+
+    bot = talk.bot
+    known: list[Any] = [(Message("user", q), Message("assistant", a)) for q, a in bot.checkpoint.taught]
+    new = [(Message("user", "x" * 60), Message("assistant", "x" * 120))] * talk.feedback.pairs
+    tokens = sum(len(render(pair, bot.template, bot.tokenizer).ids) for pair in [*known, *new])
+    return rough_run(bot.checkpoint.config, "conversations", max(1, tokens))[2]
