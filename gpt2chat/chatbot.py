@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 
 from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
-from gpt2chat.conversation import Conversation, Message, Template, fit_context, template_named
+from gpt2chat.conversation import Conversation, Message, fit_context
 from gpt2chat.decoding import Choice, choose, draft_for, open_model, runtime_of
 from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError
@@ -19,6 +19,7 @@ from gpt2chat.generation import Decoder, stream_answer
 from gpt2chat.model import MODEL_SIZES
 from gpt2chat.runtime import Runtime
 from gpt2chat.sampling import GenerationConfig
+from gpt2chat.templates import Template, template_named
 from gpt2chat.tokenizer import Tokenizer
 
 RESPONSE_TOKENS = {"brief": 30, "conversational": 50, "normal": 60, "detailed": 120}
@@ -99,6 +100,7 @@ class GPT2Chatbot:
     def _adopt(self, loaded: Checkpoint, runtime: Runtime, engine: Engine | None = None) -> None:
         if self._loaded is None and self._expected not in (None, loaded.config):
             self._notice(f"the file holds another size than {self.model_name}; using {pretrained.describe(loaded)}")
+        (self._template or loaded.template).check_ids(runtime.config.vocab_size, self.tokenizer)
         self._decoder, self._loaded, self._engine = Decoder(runtime, draft_for(self._draft, runtime)), loaded, engine
 
     def _ready(self) -> tuple[Checkpoint, Decoder]:

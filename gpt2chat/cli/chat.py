@@ -50,7 +50,7 @@ HELP = """Type a message and press Enter.
 @click.argument("checkpoint", required=False)
 @click.option("-p", "--prompt", help="Answer this and leave; - reads it from standard input.")
 @click.option("--system", help="What the bot is told before the conversation.")
-@click.option("--template", help="How turns are written; default: what the checkpoint was taught.")
+@click.option("--template", "--chat_template", help="How turns are written; default: what the checkpoint was taught.")
 @answering_options
 @reports_errors
 def chat_command(checkpoint: str | None, prompt: str | None, **options: Any) -> None:
