@@ -13,12 +13,13 @@ from gpt2chat.version import __version__
 if TYPE_CHECKING:
     from gpt2chat.chatbot import GPT2Chatbot
     from gpt2chat.checkpoint import Checkpoint
-    from gpt2chat.conversation import TEMPLATES, Message, Template
+    from gpt2chat.conversation import Message
     from gpt2chat.engine import Engine
     from gpt2chat.errors import EngineFull, GPT2ChatError
     from gpt2chat.generation import Decoder
     from gpt2chat.model import GPT2, MODEL_SIZES, GPT2Config, KVCache
     from gpt2chat.sampling import GenerationConfig
+    from gpt2chat.templates import TEMPLATES, Template
     from gpt2chat.tokenizer import Tokenizer
     from gpt2chat.training import Step, TrainConfig, train
 
@@ -28,7 +29,7 @@ _HOME = {
     "GPT2Config": "model",
     "GPT2ChatError": "errors",
     "MODEL_SIZES": "model",
-    "TEMPLATES": "conversation",
+    "TEMPLATES": "templates",
     "Checkpoint": "checkpoint",
     "Decoder": "generation",
     "Engine": "engine",
@@ -37,7 +38,7 @@ _HOME = {
     "KVCache": "model",
     "Message": "conversation",
     "Step": "training",
-    "Template": "conversation",
+    "Template": "templates",
     "Tokenizer": "tokenizer",
     "TrainConfig": "training",
     "train": "training",

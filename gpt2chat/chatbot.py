@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
-from gpt2chat.conversation import Conversation, Message, Template, fit_context, render_prompt, template_named
+from gpt2chat.conversation import Conversation, Message, fit_context, render_prompt
 from gpt2chat.decoding import Choice, choose, draft_for, open_model, runtime_of
 from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError
@@ -20,6 +20,7 @@ from gpt2chat.model import MODEL_SIZES
 from gpt2chat.reply import Answer, StreamingReply, Told
 from gpt2chat.runtime import Runtime
 from gpt2chat.sampling import GenerationConfig
+from gpt2chat.templates import Template, template_named
 from gpt2chat.tokenizer import Tokenizer
 
 RESPONSE_TOKENS = {"brief": 30, "conversational": 50, "normal": 60, "detailed": 120}
@@ -103,6 +104,7 @@ class GPT2Chatbot:
     def _adopt(self, loaded: Checkpoint, runtime: Runtime, engine: Engine | None = None) -> None:
         if self._loaded is None and self._expected not in (None, loaded.config):
             self._notice(f"the file holds another size than {self.model_name}; using {pretrained.describe(loaded)}")
+        (self._template or loaded.template).check_ids(runtime.config.vocab_size, self.tokenizer)
         self._decoder, self._loaded, self._engine = Decoder(runtime, draft_for(self._draft, runtime)), loaded, engine
 
     def _ready(self) -> tuple[Checkpoint, Decoder]:
@@ -268,9 +270,9 @@ class GPT2Chatbot:
 
         def begin() -> tuple[Iterator[int], Told]:
             if self._engine:
-                stream = self._engine.submit(prompt, generation, stop={self.tokenizer.end_id})
+                stream = self._engine.submit(prompt, generation, stop=self.tokenizer.stop_ids)
                 return stream, stream
-            return decoder.generate(prompt, generation, {self.tokenizer.end_id}), decoder
+            return decoder.generate(prompt, generation, self.tokenizer.stop_ids), decoder
 
         text, stop = self.tokenizer.stream_decoder(), (*template.stop, *self.stop)
         return StreamingReply(prompt, begin, text, stop, template.lead, at_end, kv_cache=decoder.cache)

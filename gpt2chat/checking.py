@@ -10,13 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2chat.conversation import Size, Template
+from gpt2chat.conversation import Size
 from gpt2chat.data import in_groups, measured, rendered
 from gpt2chat.errors import DataError
 from gpt2chat.formats import Source, read
 from gpt2chat.likeness import NearRepeats, Repeats, digest, likeness, likenesses
 from gpt2chat.mending import CONTROL
 from gpt2chat.records import Faults, Record, Report
+from gpt2chat.templates import Template
 from gpt2chat.tokenizer import Tokenizer
 
 BARS = 24
@@ -78,11 +79,11 @@ class Check:
     def records(self, source: Source, wanted: str | None = None) -> Iterator[Record]:
         """Read one file as `add` does and yield its records, those that repeat an earlier one left out."""
         for group in in_groups(self._read(source, wanted)):
-            texts = [_text(record) for record in group]
+            texts, added = [_text(record) for record in group], self.template.added
             folded = [text.casefold() for text in texts]
             self._look_for_oddities(group, texts, folded)
             for _, example in rendered(group[: self.show - len(self.examples)], self.template, self.tokenizer):
-                self.examples.append(marked(example.ids[:120], example.loss_mask[:120], self.tokenizer))
+                self.examples.append(marked(example.ids[:120], example.loss_mask[:120], self.tokenizer, added))
             sizes = measured(group, self.template, self.tokenizer)
             questions = [_single_question(record) for record in group]
             asked = iter(likenesses([question.casefold() for question in questions if question is not None]))
@@ -227,12 +228,14 @@ def percentile(counts: Counter[int], share: float) -> int:
     return max(counts, default=0)
 
 
-def marked(ids: Sequence[int], mask: Sequence[bool] | Sequence[int], tokenizer: Tokenizer) -> str:
-    """Return the text of ids on one line, with what is learnt between ⟦ and ⟧."""
+def marked(
+    ids: Sequence[int], mask: Sequence[bool] | Sequence[int], tokenizer: Tokenizer, added: Sequence[str] = ()
+) -> str:
+    """Return the text of ids on one line, with what is learnt between ⟦ and ⟧; `added` names tokens of a template."""
     out, inside, part = "", False, list[int]()
     for token, trained in [*zip(ids, mask, strict=True), (-1, False)]:
         if token < 0 or bool(trained) != inside:
-            text = tokenizer.decode(part).replace("\n", "⏎")
+            text = tokenizer.decode(part, added).replace("\n", "⏎")
             out += f"⟦{text}⟧" if inside else text
             part, inside = [], bool(trained)
         part.append(token)

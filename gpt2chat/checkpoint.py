@@ -14,20 +14,21 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from gpt2chat.conversation import Message, Template
+from gpt2chat.conversation import Message
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.files import atomic_writer
 from gpt2chat.model import GPT2, GPT2Config, parameter_count, weight_shapes
 from gpt2chat.quantize import int8_rows
+from gpt2chat.templates import Template
 from gpt2chat.tokenizer import Tokenizer
-from gpt2chat.weights import Computed, Entry, as_weights, entries_of, is_finite, make, pieces
+from gpt2chat.weights import Computed, Entry, as_weights, entries_of, is_finite, make, pieces, with_rows
 
 MAPPING = os.name == "posix"
 Records = set[tuple[int, int]]  # (size, CRC) of what a zip holds
@@ -74,6 +75,16 @@ class Checkpoint:
         made = {name: make(entry, dtype, device, self.mapped) for name, entry in entries_of(self.weights).items()}
         model.load_state_dict(made, assign=True)
         return model.requires_grad_(True).eval()
+
+    def with_ids(self, vocab_size: int) -> Checkpoint:
+        """Return it with embeddings for at least `vocab_size` ids; the same object where it has them."""
+        if self.config.vocab_size >= vocab_size:
+            return self
+        entries = dict(entries_of(self.weights))
+        entries |= {
+            key: with_rows(entries[key], vocab_size) for key in ("wte.weight", "lm_head.weight") if key in entries
+        }
+        return replace(self, config=replace(self.config, vocab_size=vocab_size), weights=as_weights(entries))
 
     def count(self) -> int:
         """Return the number of parameters."""
@@ -138,6 +149,7 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str], compact: bool = F
         "training": checkpoint.training,
     }
     try:
+        _check_ids(checkpoint.template, checkpoint.config)
         check_weights(checkpoint.config, {name: _unpack(name, tensor) for name, tensor in weights.items()})
         for name in ("about", "history", "training"):
             _check_plain(content[name], name)
@@ -317,6 +329,7 @@ def _from_content(content: object) -> Checkpoint:
     if not all(isinstance(row, dict) and _is_history(row) for row in content["history"]):
         raise CheckpointError("field history: expected rows with a step and losses")
     config = GPT2Config.from_dict(content["config"])
+    template = _template(content["template"], config)
     weights = {name: _unpack(name, stored) for name, stored in content["weights"].items()}
     length = content["trained_length"]
     if length is not None and not 0 < length <= config.n_ctx:
@@ -324,7 +337,7 @@ def _from_content(content: object) -> Checkpoint:
     return Checkpoint(
         config=config,
         weights=as_weights(check_weights(config, weights, MAPPING)),
-        template=Template.from_dict(content["template"]),
+        template=template,
         trained_length=length,
         examples=[_message(entry) for entry in content["examples"]],
         about=content["about"],
@@ -332,6 +345,22 @@ def _from_content(content: object) -> Checkpoint:
         training=content["training"],
         mapped=MAPPING,
     )
+
+
+def _template(data: dict[str, Any], config: GPT2Config) -> Template:
+    template = Template.from_dict(data)
+    _check_ids(template, config)
+    return template
+
+
+def _check_ids(template: Template, config: GPT2Config) -> None:
+    """Refuse a template with tokens of its own that the network has no rows for."""
+    needed = template.ids_needed(Tokenizer.gpt2())
+    if config.vocab_size < needed:
+        raise CheckpointError(
+            f"template {template.name}: expected {needed} ids, those of {', '.join(template.added)} among them, "
+            f"found {config.vocab_size}"
+        )
 
 
 def _is_history(row: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Messages, templates, and their one rendering to token ids and loss mask.
+"""Messages and their one rendering to token ids and loss mask.
 
 Training, chat and HTTP all render here, so they cannot drift apart. A conversation renders turn by turn and the turns'
 ids are simply joined: `render(a + b) == render(a) + render(b)` whenever `a` ends with an answer.
@@ -7,14 +7,17 @@ ids are simply joined: `render(a + b) == render(a) + render(b)` whenever `a` end
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from gpt2chat.errors import ConfigError, ContextError, DataError
-from gpt2chat.tokenizer import END_OF_TEXT, Tokenizer
+from gpt2chat.errors import ContextError, DataError
+from gpt2chat.templates import TEMPLATES as TEMPLATES
+from gpt2chat.templates import Template as Template
+from gpt2chat.templates import template_named as template_named
+from gpt2chat.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
 
@@ -60,102 +63,44 @@ class Size(NamedTuple):
     before: int
 
 
-@dataclass(frozen=True)
-class Template:
-    """How turns look as text. `<|endoftext|>` in an affix stands for the end token; in a message it is just text.
-
-    `lead` opens every answer and is cut from what the reader sees; `stop` strings end an answer.
-    """
-
-    name: str
-    system_prefix: str
-    system_suffix: str
-    user_prefix: str
-    user_suffix: str
-    assistant_prefix: str
-    assistant_suffix: str
-    lead: str = ""
-    stop: tuple[str, ...] = ()
-
-    @property
-    def trainable(self) -> bool:
-        """Whether an answer ends with the end token, so that a model can learn to stop."""
-        return self.assistant_suffix.startswith(END_OF_TEXT)
-
-    def to_dict(self) -> dict[str, object]:
-        """Return plain data for a checkpoint."""
-        return {f.name: list(self.stop) if f.name == "stop" else getattr(self, f.name) for f in fields(self)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> Template:
-        """Rebuild a template from `to_dict`; raises ConfigError when a field is missing, unknown or of another type."""
-        names = {f.name for f in fields(cls)}
-        if set(data) != names:
-            raise ConfigError(f"template: expected the fields {sorted(names)}, got {sorted(data)}")
-        stop = data["stop"]
-        texts = [data[name] for name in names - {"stop"}]
-        if not isinstance(stop, (list, tuple)) or not all(isinstance(text, str) for text in [*texts, *stop]):
-            raise ConfigError("template: expected strings in every field and a list of strings in 'stop'")
-        return cls(**{**data, "stop": tuple(stop)})  # type: ignore[arg-type]
-
-
-TEMPLATES = {
-    template.name: template
-    for template in (
-        Template("chat", "System: ", "\n", "User: ", "\n", "Bot:", END_OF_TEXT, " ", ("\nUser:",)),
-        # For base weights that were never taught to chat: newline-separated, ended by the next "User:".
-        Template("few-shot", "", "\n\n", "User: ", "\n", "Bot:", "\n", " ", ("\nUser:",)),
-        Template(
-            "alpaca",
-            "",
-            "\n\n",
-            "### Instruction:\n",
-            "\n\n",
-            "### Response:\n",
-            END_OF_TEXT + "\n\n",
-            "",
-            ("\n### Instruction:",),
-        ),
-        # No marks at all: the answer goes on with the text.
-        Template("text", "", "\n\n", "", "", "", END_OF_TEXT),
-        # microsoft/DialoGPT: turns without names, each ended by the end token.
-        Template("dialogpt", "", END_OF_TEXT, "", END_OF_TEXT, "", END_OF_TEXT),
-    )
-}
-
-
-def template_named(name: str) -> Template:
-    """Return a built-in template; raises ConfigError with the names there are."""
-    if name not in TEMPLATES:
-        raise ConfigError(f"template: expected one of {', '.join(TEMPLATES)}, got {name!r}")
-    return TEMPLATES[name]
-
-
 class _Writer:
-    """Collects the parts of conversations: texts that are encoded apart from each other, and end tokens (None)."""
+    """Collects the parts of conversations: texts that are encoded apart from each other, and control tokens (None)."""
 
     def __init__(self, template: Template) -> None:
-        self._template = template
-        self._user_is_text = END_OF_TEXT not in template.user_prefix + template.user_suffix
-        self._ends_answers = template.assistant_suffix == END_OF_TEXT and END_OF_TEXT not in template.assistant_prefix
+        self._template, cut = template, template.cut
+        first = template.user_prefix if template.first_user_prefix is None else template.first_user_prefix
+        self._system = cut(template.system_prefix), cut(template.system_suffix)
+        self._user = {prefix: (cut(prefix), cut(template.user_suffix)) for prefix in (template.user_prefix, first)}
+        self._answer = cut(template.assistant_prefix)
+        ending = cut(template.assistant_suffix)
+        learnt = next((n for n, part in enumerate(ending, 1) if isinstance(part, int)), len(ending))
+        self._taught, self._rest = ending[:learnt], ending[learnt:]
+        self._user_is_text = all(map(_is_text, (part for around in self._user.values() for part in around)))
+        self._ends_answers = ending == (0,) and _is_text(self._answer) and not template.added
+        self._first_prefix, self._user_prefix = first, template.user_prefix
         self.parts: list[str | None] = []
         self.trained: list[bool] = []
+        self.controls: list[int] = []  # the numbers of the control tokens, for a template that adds some
         self._text = ""
 
     def message(self, message: Message) -> None:
         """Add a message with its marks."""
         role, template, trained = message.role, self._template, message.trained
-        if role == "user" and self._user_is_text:
-            self._text += template.user_prefix + message.content + template.user_suffix
-        elif role == "user":
-            self.markup(template.user_prefix)
-            self._text += message.content
-            self.markup(template.user_suffix)
+        if role == "user":
+            if self._user_is_text:
+                self._text += self._user_prefix + message.content + template.user_suffix
+            else:
+                before, behind = self._user[self._user_prefix]
+                self.markup(before)
+                self._text += message.content
+                self.markup(behind)
         elif role == "system":
-            self.markup(template.system_prefix)
+            self.markup(self._system[0])
             self._text += message.content
-            self.markup(template.system_suffix)
+            self.markup(self._system[1])
             self.flush()
+            self._user_prefix = self._first_prefix
+            return
         elif self._ends_answers:  # what comes below, in half the time
             parts = (self._text + template.assistant_prefix, template.lead + message.content)
             for part, learnt in zip(parts, (False, trained), strict=True):
@@ -166,27 +111,31 @@ class _Writer:
             self.trained.append(trained)
             self._text = ""
         else:
-            self.markup(template.assistant_prefix)
-            self.flush()
+            self.answer()
             self._text = template.lead + message.content
             self.flush(trained)
-            ending, end, rest = template.assistant_suffix.partition(END_OF_TEXT)
-            self.markup(ending + end, trained)
-            self._text += rest
-            self.flush(trained and not template.trainable)
+            self.markup(self._taught, trained)
+            self.flush(trained)
+            self.markup(self._rest)
+            self.flush()
+        self._user_prefix = template.user_prefix
 
-    def markup(self, affix: str, trained: bool = False) -> None:
-        """Add the text around a message."""
-        if END_OF_TEXT not in affix:
-            self._text += affix
-            return
-        first, *rest = affix.split(END_OF_TEXT)
-        self._text += first
-        for part in rest:
+    def answer(self) -> None:
+        """Add what stands before an answer."""
+        self.markup(self._answer)
+        self.flush()
+
+    def markup(self, affix: Sequence[str | int], trained: bool = False) -> None:
+        """Add the text and control tokens around a message."""
+        for part in affix:
+            if isinstance(part, str):
+                self._text += part
+                continue
             self.flush(trained)
             self.parts.append(None)
             self.trained.append(trained)
-            self._text += part
+            if self._template.added:
+                self.controls.append(part)
 
     def flush(self, trained: bool = False) -> None:
         """End a text; what comes next is encoded by itself."""
@@ -195,9 +144,33 @@ class _Writer:
             self.trained.append(trained)
             self._text = ""
 
+    def end(self) -> None:
+        """End a conversation."""
+        self.flush()
+        self._user_prefix = self._template.user_prefix
+
     def ids(self, tokenizer: Tokenizer) -> list[list[int]]:
         """Return the ids of each part."""
-        return [[tokenizer.end_id] if part is None else tokenizer.encode(part) for part in self.parts]
+        controls = iter(self.controls)
+        return [
+            [tokenizer.end_id + next(controls, 0)] if part is None else tokenizer.encode(part) for part in self.parts
+        ]
+
+
+def _is_text(affix: Sequence[str | int]) -> bool:
+    return all(isinstance(part, str) for part in affix)
+
+
+class _Encoded(NamedTuple):
+    """Conversations part by part: the ids of texts; of each part the length, -1 for a control token, and whether it
+    is learnt; where the parts of each conversation start; and which control tokens they are, unless all end texts.
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    trained: np.ndarray
+    starts: list[int]
+    controls: list[int]
 
 
 def render(conversation: Conversation, template: Template, tokenizer: Tokenizer) -> Example:
@@ -205,7 +178,7 @@ def render(conversation: Conversation, template: Template, tokenizer: Tokenizer)
     writer = _Writer(template)
     for message in conversation:
         writer.message(message)
-    writer.flush()
+    writer.end()
     ids = writer.ids(tokenizer)
     mask = [trained for part, trained in zip(ids, writer.trained, strict=True) for _ in part]
     return Example([token for part in ids for token in part], mask, _single(conversation))
@@ -219,11 +192,14 @@ def _single(conversation: Conversation) -> bool:
 def render_many(conversations: Iterable[Conversation], template: Template, tokenizer: Tokenizer) -> list[Example]:
     """Return what `render` gives for each conversation, in arrays and in less time."""
     conversations = list(conversations)
-    encoded, lengths, trained, starts = _encoded_parts(conversations, template, tokenizer)
-    is_end = lengths < 0
+    encoded, lengths, trained, starts, controls = _encoded_parts(conversations, template, tokenizer)
+    is_control = lengths < 0
     lengths = np.abs(lengths)
     together = np.full(lengths.sum(), tokenizer.end_id, np.uint16)
-    together[~np.repeat(is_end, lengths)] = encoded
+    in_text = ~np.repeat(is_control, lengths)
+    together[in_text] = encoded
+    if controls:
+        together[~in_text] += np.array(controls, np.uint16)
     ids, mask = together.tobytes(), np.repeat(trained, lengths).tobytes()
     borders = np.concatenate([[0], lengths.cumsum()])[starts].tolist()
     return [
@@ -234,7 +210,7 @@ def render_many(conversations: Iterable[Conversation], template: Template, token
 
 def measure_many(conversations: Iterable[Conversation], template: Template, tokenizer: Tokenizer) -> list[Size]:
     """Return the sizes of what `render` gives for each conversation, in less time still."""
-    _, lengths, trained, starts = _encoded_parts(conversations, template, tokenizer)
+    _, lengths, trained, starts, _ = _encoded_parts(conversations, template, tokenizer)
     lengths = np.abs(lengths)
     before = np.concatenate([[0], lengths.cumsum()])
     learnt = np.concatenate([[0], (lengths * trained).cumsum()])
@@ -243,23 +219,16 @@ def measure_many(conversations: Iterable[Conversation], template: Template, toke
     return list(map(Size, np.diff(before[starts]).tolist(), np.diff(learnt[starts]).tolist(), first.tolist()))
 
 
-def _encoded_parts(
-    conversations: Iterable[Conversation], template: Template, tokenizer: Tokenizer
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
-    """Encode conversations part by part.
-
-    Returns the ids without end tokens; of each part the length, -1 for an end token, and whether it is learnt; and
-    where the parts of each conversation start.
-    """
+def _encoded_parts(conversations: Iterable[Conversation], template: Template, tokenizer: Tokenizer) -> _Encoded:
     writer, starts = _Writer(template), [0]
     for conversation in conversations:
         for message in conversation:
             writer.message(message)
-        writer.flush()
+        writer.end()
         starts.append(len(writer.parts))
     encoded, lengths = tokenizer.encode_apart([part or "" for part in writer.parts])
     lengths -= np.array([part is None for part in writer.parts], np.int64)
-    return encoded, lengths, np.array(writer.trained, np.uint8), starts
+    return _Encoded(encoded, lengths, np.array(writer.trained, np.uint8), starts, writer.controls)
 
 
 def render_prompt(conversation: Conversation, template: Template, tokenizer: Tokenizer) -> list[int]:
@@ -267,8 +236,7 @@ def render_prompt(conversation: Conversation, template: Template, tokenizer: Tok
     writer = _Writer(template)
     for message in conversation:
         writer.message(message)
-    writer.markup(template.assistant_prefix)
-    writer.flush()
+    writer.answer()
     return [token for part in writer.ids(tokenizer) for token in part]
 
 
@@ -280,6 +248,35 @@ def turns(conversation: Conversation) -> list[list[Message]]:
             cut.append([])
         cut[-1].append(message)
     return cut
+
+
+class _Ruler:
+    """Measures turns in ids, as they stand behind other turns or right after a system prompt."""
+
+    def __init__(self, system: Conversation, template: Template, tokenizer: Tokenizer) -> None:
+        self._system, self._template, self._tokenizer = system, template, tokenizer
+
+    def length(self, messages: Conversation) -> int:
+        """Return how many ids they have behind others."""
+        return len(render(messages, self._template, self._tokenizer).ids)
+
+    def opening(self, turn: Conversation) -> int:
+        """Return how many ids more, or fewer, a turn has right after the system prompt."""
+        if not self._system or self._template.first_user_prefix is None:
+            return 0
+        return self.length([*self._system, *turn]) - self.length(self._system) - self.length(turn)
+
+    def fitting(self, groups: Iterable[list[list[Message]]], budget: int) -> list[list[list[Message]]]:
+        """Drop oldest turns of each group until it fits into what the groups before it leave."""
+        kept: list[list[list[Message]]] = []
+        for group in groups:
+            apart = [self.length(turn) for turn in group]
+            opens = not any(map(len, kept))  # whether the first turn of all is one of these
+            sizes = [sum(apart[n:]) + (self.opening(turn) if opens else 0) for n, turn in enumerate(group)]
+            first = next((n for n, size in enumerate(sizes) if size <= budget), len(group))
+            budget -= sum(sizes[first : first + 1])
+            kept.append(group[first:])
+        return kept
 
 
 def fit(
@@ -294,25 +291,17 @@ def fit(
     system = [message for message in pinned if message.role == "system"]
     examples = turns([message for message in pinned if message.role != "system"])
     *old, newest = turns(live) or [[]]
-
-    def length(messages: Conversation) -> int:
-        return len(render(messages, template, tokenizer).ids)
-
-    tail = len(render_prompt(newest, template, tokenizer))
-    budget = max_tokens - length(system) - tail
-    if budget < 0:
+    whole = [*system, *[message for turn in examples for message in turn], *live]
+    if len(render_prompt(whole, template, tokenizer)) <= max_tokens:
+        return whole, 0
+    ruler = _Ruler(system, template, tokenizer)
+    tail, budget = len(render_prompt(newest, template, tokenizer)), max_tokens - ruler.length(system)
+    if budget < (alone := tail + ruler.opening(newest)):
         raise ContextError(
-            f"the message has {tail} tokens with its markers, the context leaves {max_tokens - length(system)}: "
+            f"the message has {alone} tokens with its markers, the context leaves {budget}: "
             "shorten it, or lower max_new_tokens"
         )
-    kept: list[list[list[Message]]] = []
-    for group in (examples, old):  # examples claim their room first
-        lengths = [length(turn) for turn in group]
-        first = 0
-        while sum(lengths[first:]) > budget:
-            first += 1
-        budget -= sum(lengths[first:])
-        kept.append(group[first:])
+    kept = ruler.fitting((examples, old), budget - tail)
     while True:
         turns_kept = [message for group in kept for turn in group for message in turn]
         fitted = [*system, *turns_kept, *newest]

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gpt2chat.conversation import Example, Size, Template, measure_many, render_many
+from gpt2chat.conversation import Example, Size, measure_many, render_many
 from gpt2chat.errors import DataError
 from gpt2chat.loss import IGNORE, Batch
 from gpt2chat.records import Record, Report
+from gpt2chat.templates import Template
 from gpt2chat.tokenizer import Tokenizer
 
 GROUP, GROUP_SIZE = 256, 1 << 20  # records, or characters, that are rendered at a time

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 
-from gpt2chat.conversation import Conversation, Message, Template, fit_context, render
+from gpt2chat.conversation import Conversation, Message, fit_context, render
 from gpt2chat.errors import ConfigError, ContextError
 from gpt2chat.generation import Decoder, stream_answer
 from gpt2chat.model import GPT2
 from gpt2chat.runtime import Runtime, as_runtime
 from gpt2chat.sampling import GenerationConfig
+from gpt2chat.templates import Template
 from gpt2chat.tokenizer import Tokenizer
 
 SCORED_TOGETHER = 256  # tokens whose logits are in memory together
@@ -123,7 +124,7 @@ def replies(
     """Yield the model's greedy answer to the last question of each conversation, given the turns before it.
 
     An answer may have `max_new_tokens`, by default twice as many as the taught one. It stopped by itself when the
-    model drew the end token; a stop string counts only for templates that have no end token.
+    model drew a control token; a stop string counts only for templates that have none.
     """
     decoder = Decoder(model)
     for *before, answer in conversations:

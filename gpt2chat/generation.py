@@ -7,12 +7,13 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gpt2chat.conversation import Conversation, Template, render_prompt
+from gpt2chat.conversation import Conversation, render_prompt
 from gpt2chat.drafts import Draft, Pace
 from gpt2chat.errors import ContextError
 from gpt2chat.model import GPT2
 from gpt2chat.runtime import Runtime, as_runtime, rewind
 from gpt2chat.sampling import GenerationConfig, Sampler, Scores
+from gpt2chat.templates import Template
 from gpt2chat.tokenizer import StreamDecoder, Tokenizer
 
 PREFILL_TOKENS = 512  # longer prompts go through the network in slices of this size
@@ -188,7 +189,7 @@ def stream_answer(
     decoder: Answering, conversation: Conversation, template: Template, tokenizer: Tokenizer, config: GenerationConfig
 ) -> Generator[str, None, None]:
     """Answer the last message of a conversation piece by piece: rendered, decoded, ended as the template says."""
-    ids = decoder.generate(render_prompt(conversation, template, tokenizer), config, {tokenizer.end_id})
+    ids = decoder.generate(render_prompt(conversation, template, tokenizer), config, tokenizer.stop_ids)
     return stream_text(ids, tokenizer.stream_decoder(), template.stop, template.lead)
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from gpt2chat.checkpoint import Checkpoint
-from gpt2chat.conversation import Message, Template, fit_context, render_prompt
+from gpt2chat.conversation import Message, fit_context, render_prompt
 from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError, ContextError, DataError
 from gpt2chat.generation import stream_text
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.streams import Stream
+from gpt2chat.templates import Template
 from gpt2chat.tokenizer import Tokenizer
 
 ASKED = ("prompt", "user", "messages")  # of which a row has one
@@ -49,7 +50,7 @@ class Job:
 class Setting:
     """What all rows share: the model's facts, how conversations are written, how answers are drawn.
 
-    `model` tells the weights apart from any others.
+    `model` tells the weights apart from any others. Raises ConfigError when the model lacks ids of the template.
     """
 
     loaded: Checkpoint
@@ -57,6 +58,9 @@ class Setting:
     config: GenerationConfig
     model: str
     tokenizer: Tokenizer = dataclasses.field(default_factory=Tokenizer.gpt2)
+
+    def __post_init__(self) -> None:
+        self.template.check_ids(self.loaded.config.vocab_size, self.tokenizer)
 
 
 def jobs(path: Path, name: str, setting: Setting) -> Iterator[Job]:
@@ -165,7 +169,7 @@ def answers(engine: Engine, rows: Iterable[Job], tokenizer: Tokenizer) -> Iterat
     waiting: deque[tuple[Job, Stream]] = deque()
     try:
         for job in rows:
-            stream = engine.submit(job.ids, job.config, stop={tokenizer.end_id}, stop_strings=job.stop)
+            stream = engine.submit(job.ids, job.config, stop=tokenizer.stop_ids, stop_strings=job.stop)
             waiting.append((job, stream))
             if len(waiting) >= 2 * engine.streams:
                 yield _answer(*waiting.popleft(), tokenizer)

@@ -22,13 +22,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gpt2chat.checkpoint import Checkpoint
-from gpt2chat.conversation import Message, Template
+from gpt2chat.conversation import Message
 from gpt2chat.errors import GPT2ChatError
 from gpt2chat.files import atomic_writer, cache_folder
 from gpt2chat.hardware import forget_pages
 from gpt2chat.model import GPT2Config, weight_shapes
 from gpt2chat.quantize import LANES, Panels, form_for, is_packed, pack, pack_shapes, packed_size
 from gpt2chat.runtime import Arena
+from gpt2chat.templates import Template
 from gpt2chat.weights import Entry, entries_of, make
 
 VERSION = "1"

@@ -31,7 +31,8 @@ class Summary:
         content = record.content
         self.counts["tokens"] += len(example.ids)
         self.counts["learnt_tokens"] += example.learnt
-        self.used[np.asarray(example.ids)] = True
+        ids = np.asarray(example.ids)
+        self.used[ids[ids < len(self.used)]] = True  # not those that the template adds
         self._length("tokens per record", len(example.ids))
         if isinstance(content, str):
             self.counts["texts"] += 1

@@ -19,6 +19,7 @@ from gpt2chat.errors import GPT2ChatError
 
 RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 END_OF_TEXT = "<|endoftext|>"
+MOST_ADDED = 64  # control tokens that a template may put behind GPT-2's own
 LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")  # half of a character, which no UTF-8 file can hold
 # GPT-2's split pattern (openai/gpt-2, encoder.py): contractions, words, numbers, signs, white space.
 SPLIT_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -33,7 +34,7 @@ class StreamDecoder:
     """Token ids -> text as they arrive; emits whole characters only.
 
     A character may be spread over several tokens, so bytes go through an incremental UTF-8 decoder.
-    Bytes that can never become a character come out as U+FFFD.
+    Bytes that can never become a character come out as U+FFFD, ids beyond the vocabulary as nothing.
     """
 
     def __init__(self, encoding: tiktoken.Encoding) -> None:
@@ -42,6 +43,8 @@ class StreamDecoder:
 
     def push(self, token: int) -> str:
         """Return the characters that `token` completes, possibly none."""
+        if token >= self._encoding.n_vocab:
+            return ""
         return self._decoder.decode(self._encoding.decode_single_token_bytes(token))
 
     def flush(self) -> str:
@@ -52,12 +55,16 @@ class StreamDecoder:
 
 
 class Tokenizer:
-    """A byte-level BPE with one control token, `<|endoftext|>`, that no text can spell."""
+    """A byte-level BPE with one control token, `<|endoftext|>`, that no text can spell.
+
+    `stop_ids` end an answer: that token and all ids behind it, which are those that templates add.
+    """
 
     def __init__(self, encoding: tiktoken.Encoding) -> None:
         self.encoding = encoding
         self.vocab_size = encoding.n_vocab
         self.end_id = encoding.eot_token
+        self.stop_ids = frozenset(range(self.end_id, self.vocab_size + MOST_ADDED))
 
     @classmethod
     def gpt2(cls) -> Tokenizer:
@@ -105,9 +112,18 @@ class Tokenizer:
         each = [self.encode(part) for part in parts]
         return np.array([token for ids in each for token in ids], np.uint32), np.array(list(map(len, each)), np.int64)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Decode ids; bytes that are not valid UTF-8 become U+FFFD."""
-        return self.encoding.decode(list(ids), errors="replace")
+    def decode(self, ids: Iterable[int], added: Sequence[str] = ()) -> str:
+        """Decode ids; bytes that are not valid UTF-8 become U+FFFD.
+
+        Ids behind the vocabulary become what they stand for in `added`, or nothing.
+        """
+        text, names = list[str](), dict(enumerate(added, self.vocab_size))
+        for known, part in itertools.groupby(ids, lambda token: token < self.vocab_size):
+            if known:
+                text.append(self.encoding.decode(list(part), errors="replace"))
+            else:
+                text += [names.get(token, "") for token in part]
+        return "".join(text)
 
     def stream_decoder(self) -> StreamDecoder:
         """Return a fresh incremental decoder for one stream of ids."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -24,7 +25,21 @@ from gpt2chat.errors import ConfigError, ContextError, DataError
 from gpt2chat.tokenizer import END_OF_TEXT, Tokenizer
 
 PIECES = st.sampled_from(
-    ["<|endoftext|>", "\nUser:", "\nBot:", "### Response:\n", " ", "\n", "\n\n", "  \n", "é", "😀"]
+    [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "[INST]",
+        "\nUser:",
+        "\nBot:",
+        "### Response:\n",
+        " ",
+        "\n",
+        "\n\n",
+        "  \n",
+        "é",
+        "😀",
+    ]
 )
 TEXT = st.lists(PIECES | st.text(st.characters(exclude_categories=["Cs"]), max_size=12), max_size=4).map("".join)
 PAIR = st.tuples(TEXT, TEXT).map(lambda pair: [Message("user", pair[0]), Message("assistant", pair[1])])
@@ -36,15 +51,25 @@ ANY = st.lists(st.builds(Message, st.sampled_from(["user", "assistant"]), TEXT),
 every_template = pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES.keys())
 
 
-def around(template: Template, message: Message) -> tuple[str, str]:
-    """The marks before and behind a message."""
-    return getattr(template, f"{message.role}_prefix"), getattr(template, f"{message.role}_suffix")
+def around(template: Template, conversation: list[Message]) -> list[tuple[str, str]]:
+    """The marks before and behind each message."""
+    marks, before = [], ""
+    for role in [message.role for message in conversation]:
+        opens = role == "user" and before == "system" and template.first_user_prefix is not None
+        prefix = template.first_user_prefix if opens else getattr(template, f"{role}_prefix")
+        marks.append((str(prefix), str(getattr(template, f"{role}_suffix"))))
+        before = role
+    return marks
 
 
 def ending(template: Template) -> str:
     """What a model is taught to write behind an answer."""
-    before, mark, _ = template.assistant_suffix.partition(END_OF_TEXT)
-    return before + mark
+    first = re.search("|".join(map(re.escape, controls(template))), template.assistant_suffix)
+    return template.assistant_suffix[: first.end()] if first else template.assistant_suffix
+
+
+def controls(template: Template) -> list[str]:
+    return [END_OF_TEXT, *template.added]
 
 
 @every_template
@@ -98,17 +123,21 @@ def test_the_loss_mask_selects_the_answers_and_their_ends(
     assert len(rendered.ids) == len(rendered.loss_mask)
     chosen = [token for token, trained in zip(rendered.ids, rendered.loss_mask, strict=True) if trained]
     answers = [message.content for message in conversation if message.role == "assistant"]
-    assert tokenizer.decode(chosen) == "".join(template.lead + answer + ending(template) for answer in answers)
+    assert tokenizer.decode(chosen, template.added) == "".join(
+        template.lead + answer + ending(template) for answer in answers
+    )
 
 
 @every_template
 @given(conversation=FINISHED)
-def test_only_the_template_writes_the_end_token(
+def test_only_the_template_writes_control_tokens(
     tokenizer: Tokenizer, template: Template, conversation: list[Message]
 ) -> None:
     rendered = render(conversation, template, tokenizer)
-    affixes = "".join("".join(around(template, message)) for message in conversation)
-    assert rendered.ids.count(tokenizer.end_id) == affixes.count(END_OF_TEXT)
+    affixes = "".join(map("".join, around(template, conversation)))
+    for number, mark in enumerate(controls(template)):
+        assert list(rendered.ids).count(tokenizer.end_id + number) == affixes.count(mark)
+    assert max([0, *rendered.ids]) <= tokenizer.end_id + len(template.added)
 
 
 @every_template
@@ -117,11 +146,10 @@ def test_the_rendering_holds_every_message_as_written(
     tokenizer: Tokenizer, template: Template, conversation: list[Message]
 ) -> None:
     expected = ""
-    for message in conversation:
-        before, after = around(template, message)
+    for message, (before, after) in zip(conversation, around(template, conversation), strict=True):
         lead = template.lead if message.role == "assistant" else ""
         expected += before + lead + message.content + after
-    assert tokenizer.decode(render(conversation, template, tokenizer).ids) == expected
+    assert tokenizer.decode(render(conversation, template, tokenizer).ids, template.added) == expected
 
 
 def test_a_single_exchange_may_be_joined(tokenizer: Tokenizer) -> None:
@@ -214,8 +242,8 @@ def test_a_conversation_that_fits_stays_whole(tokenizer: Tokenizer, template: Te
 @every_template
 def test_a_message_that_cannot_fit_is_told_its_size(tokenizer: Tokenizer, template: Template) -> None:
     system, live = [Message("system", "be kind")], [Message("user", "word " * 50)]
-    tail = len(render_prompt(live, template, tokenizer))
     room = 40 - len(render(system, template, tokenizer).ids)
+    tail = len(render_prompt([*system, *live], template, tokenizer)) - 40 + room
     with pytest.raises(ContextError, match=f"has {tail} tokens .* leaves {room}:"):
         fit(system, live, template, tokenizer, 40)
 
@@ -237,8 +265,8 @@ def test_a_damaged_template_is_refused(changed: dict[str, object]) -> None:
 
 def test_a_template_with_a_missing_field_is_refused() -> None:
     data = TEMPLATES["chat"].to_dict()
-    del data["lead"]
-    with pytest.raises(ConfigError, match="lead"):
+    del data["user_prefix"]
+    with pytest.raises(ConfigError, match="user_prefix"):
         Template.from_dict(data)
 
 

@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "gpt2chat"
 FLOORS = (
     {"errors", "version"},
     {"files", "hardware", "model", "quantize", "tokenizer"},
-    {"conversation", "kernels", "sampling", "loss", "weights"},
+    {"kernels", "sampling", "loss", "templates", "weights"},
+    {"conversation"},
     {"likeness", "records", "runtime"},
     {"checkpoint", "data", "drafts", "formats", "mending", "paging", "slices", "static"},
     {"calibration", "chats", "checking", "generation", "packs", "pretrained", "shelf", "slots", "streams", "training"},

@@ -92,7 +92,7 @@ def check_command(places: tuple[Path, ...], **o: Any) -> None:
     report = Report()
     found, heldout = (sources(each, o["encoding"], report) for each in (places, o["heldout"]))
     from gpt2chat.checking import Check  # imports torch, for which a wrong path need not wait
-    from gpt2chat.conversation import template_named
+    from gpt2chat.templates import template_named
 
     shape = _shape(o["model"])
     check = Check(template_named(o["template"]), o["max_length"] or shape.n_ctx, o["show"], report)
@@ -291,9 +291,9 @@ def stats_command(places: tuple[Path, ...], template: str, as_json: bool, **o: A
       gpt2chat data stats data/conversations.json
       gpt2chat data stats "dialogs/*.jsonl.xz" --json
     """
-    from gpt2chat.conversation import template_named
     from gpt2chat.data import rendered
     from gpt2chat.summary import Summary
+    from gpt2chat.templates import template_named
     from gpt2chat.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.gpt2()

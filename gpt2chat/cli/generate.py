@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 @click.option("--batch", type=click.Path(path_type=Path), help="JSON Lines of prompts; - is standard input.")
 @click.option("--out", help="Where the answers go; default: beside FILE.jsonl, FILE.answers.jsonl. - prints them.")
 @click.option("--model", default="demo", help="A .pt file or a model's name.")
-@click.option("--template", help="How conversations are written; default: what the checkpoint was taught.")
+@click.option(
+    "--template", "--chat_template", help="How conversations are written; default: what the checkpoint was taught."
+)
 @click.option("--streams", type=click.IntRange(1), default=16, help="How many answers are computed at once.")
 @answering_options
 @reports_errors
@@ -67,11 +69,11 @@ def generate_command(text: str | None, batch: Path | None, **options: Any) -> No
 def _opened(**o: Any) -> tuple[Setting, Engine]:
     """Return what all answers share, and the engine."""
     from gpt2chat import packs, pretrained
-    from gpt2chat.conversation import template_named
     from gpt2chat.decoding import open_model
     from gpt2chat.engine import Engine
     from gpt2chat.offline import Setting
     from gpt2chat.sampling import GenerationConfig
+    from gpt2chat.templates import template_named
 
     config = GenerationConfig(**{name: o[name] for name in GENERATION_NAMES})
     template = template_named(o["template"]) if o["template"] else None
@@ -87,7 +89,7 @@ def _go_on(text: str, setting: Setting, engine: Engine) -> None:
     from gpt2chat.generation import stream_text
 
     tokenizer = setting.tokenizer
-    stream = engine.submit(tokenizer.encode(text), setting.config, stop={tokenizer.end_id})
+    stream = engine.submit(tokenizer.encode(text), setting.config, stop=tokenizer.stop_ids)
     write_pieces(stream_text(stream, tokenizer.stream_decoder(), ()))
 
 

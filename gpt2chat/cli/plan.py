@@ -15,7 +15,7 @@ from gpt2chat import checkpoint, pretrained, shelf
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.cli.options import WAY_OUT, sources
 from gpt2chat.cli.terminal import shortened
-from gpt2chat.conversation import TEMPLATES, Example, Template, template_named
+from gpt2chat.conversation import Example
 from gpt2chat.data import Dataset, render_records, split
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.estimate import CONVERSATION_ROW, TEXT_BLOCK, default_epochs
@@ -24,7 +24,8 @@ from gpt2chat.hardware import pick_device, pick_dtype
 from gpt2chat.model import GPT2, MODEL_SIZES
 from gpt2chat.records import Report
 from gpt2chat.run import Run, RunFiles, check_replaceable, check_room, check_writable, hash_file, stored_settings
-from gpt2chat.tokenizer import Tokenizer
+from gpt2chat.templates import TEMPLATES, Template, template_named
+from gpt2chat.tokenizer import END_OF_TEXT, Tokenizer
 from gpt2chat.training import Step, TrainConfig, count_steps, default_learning_rate, make_optimizer, train
 from gpt2chat.version import __version__
 
@@ -75,9 +76,7 @@ def make_plan(options: dict[str, Any]) -> Plan:
     report = Report()
     files, library, hashes = _inputs(options, report)
     base = _base(options)
-    base = dataclasses.replace(
-        base, template=_template(options["template"], base.template, bool(library.conversations))
-    )
+    base = _taught(options, base, bool(library.conversations))
     if not options["dry_run"] and not (base.training or {}).get("finished"):
         check_room(files, base.count())
     data = _prepare(options, base, library, report)
@@ -159,7 +158,7 @@ def _check(options: dict[str, Any]) -> None:
         options["data"] or (options["text_file"] and options["conversation_file"])
     ):
         raise ConfigError("text_share: expected both --text_file and --conversation_file, got one of them")
-    if options["template"]:
+    if options["template"] and not options["resume"]:
         _template(options["template"], TEMPLATES["chat"], True)
     if options["patience"] and options["val_fraction"] == 0:
         raise ConfigError("patience: expected a --val_fraction above 0, got 0: there is nothing to validate on")
@@ -174,13 +173,24 @@ def _spare_the_data(files: RunFiles, sources: Iterable[Source]) -> None:
             raise ConfigError(f"save_path: {path} is training data and would be overwritten; pass another name")
 
 
+def _taught(options: dict[str, Any], base: Checkpoint, conversations: bool) -> Checkpoint:
+    """Return the model with the template it will be taught, and rows for the tokens that this adds."""
+    if options["resume"]:  # the file of a template may have changed since
+        return base
+    template = _template(options["template"], base.template, conversations)
+    return dataclasses.replace(base, template=template).with_ids(template.ids_needed(Tokenizer.gpt2()))
+
+
 def _template(name: str | None, own: Template, conversations: bool) -> Template:
-    """Return the template asked for, else the model's own; conversations need one with an end token."""
+    """Return the template asked for, else the model's own; conversations need one whose answers end."""
     if name is None:
         return own if own.trainable or not conversations else TEMPLATES["chat"]
     template = template_named(name)
     if not template.trainable:
-        raise ConfigError(f"template: {name} is for untrained models and has no end token to learn: use chat")
+        raise ConfigError(
+            f"template: {name} has no control token such as {END_OF_TEXT} right behind an answer, so that a model "
+            "would not learn to stop; it is for untrained ones: use chat"
+        )
     return template
 
 
@@ -289,6 +299,8 @@ def _config(options: dict[str, Any], base: Checkpoint, data: _Data) -> tuple[Tra
 
 def _run_notes(options: dict[str, Any], files: RunFiles, run: Run, data: _Data) -> Iterator[str]:
     """Yield what else the user should know before the first step."""
+    if added := run.base.template.added:
+        yield f"{', '.join(added)} are tokens of their own, for which the vocabulary has {len(added)} more"
     replaced = [path.name for path in (files.best, files.last) if path.exists()]
     if replaced and not options["resume"]:
         yield f"{' and '.join(replaced)} of an earlier run will be replaced"

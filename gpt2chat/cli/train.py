@@ -55,7 +55,11 @@ class NewFile(click.Path):
 @click.option("--text_separator", help="Cut a text file into documents at this string.")
 @click.option("--text_share", type=float, help="With both kinds of data: share of the tokens that is text.")
 @click.option("--join", type=float, default=0.9, help="How often a single pair goes on the conversation before it.")
-@click.option("--template", help="How turns are written.  [default: the model's own, or chat]")
+@click.option(
+    "--template",
+    "--chat_template",
+    help="How turns are written: a name or a .json file.  [default: the model's own, or chat]",
+)
 @click.option("--val_fraction", type=float, help="Share held out to validate.  [default: 0.05 of large data, else 0]")
 @click.option("--eval_every", type=int, help="Steps between validations.  [default: a tenth of the run]")
 @click.option("--patience", type=int, default=0, help="Stop after so many validations without progress; 0 never.")

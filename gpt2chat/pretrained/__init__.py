@@ -10,13 +10,13 @@ from typing import Any
 
 from gpt2chat import checkpoint
 from gpt2chat.checkpoint import Checkpoint
-from gpt2chat.conversation import TEMPLATES, Template
 from gpt2chat.errors import CheckpointError, ConfigError, WeightsError
 from gpt2chat.files import near
 from gpt2chat.model import GPT2, MODEL_SIZES, GPT2Config
 from gpt2chat.pretrained import adapter, hub
 from gpt2chat.pretrained.layout import HEAD_SIZE, Weights, to_released_names, translate
 from gpt2chat.pretrained.places import Stored, read_file, read_folder
+from gpt2chat.templates import TEMPLATES, Template
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.weights import as_weights, entries_of, equal
 

@@ -14,10 +14,10 @@ from train import CONFIG, FREQUENT, ROWS, Corpus, heldout_loss
 from gpt2chat import checkpoint
 from gpt2chat.chatbot import GPT2Chatbot
 from gpt2chat.checkpoint import Checkpoint
-from gpt2chat.conversation import TEMPLATES
 from gpt2chat.hardware import pick_dtype
 from gpt2chat.model import GPT2
 from gpt2chat.sampling import GenerationConfig
+from gpt2chat.templates import TEMPLATES
 
 # Two turns each; the answers in the card are the first ones drawn, whatever they are.
 TALKS = [

@@ -21,7 +21,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from gpt2chat.conversation import TEMPLATES, Message, render
+from gpt2chat.conversation import Message, render
+from gpt2chat.templates import TEMPLATES
 from gpt2chat.tokenizer import Tokenizer
 
 SEED = 0
