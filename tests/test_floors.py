@@ -10,15 +10,15 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "gpt2chat"
 FLOORS = (
-    {"errors", "version"},
-    {"files", "hardware", "model", "quantize", "tokenizer"},
+    {"errors", "privacy", "version"},
+    {"files", "hardware", "machine", "model", "quantize", "tokenizer"},
     {"conversation", "kernels", "sampling", "loss", "weights"},
     {"likeness", "records", "runtime"},
     {"checkpoint", "data", "drafts", "formats", "mending", "paging", "slices", "static"},
     {"calibration", "checking", "generation", "packs", "pretrained", "slots", "streams", "training"},
     {"decoding", "estimate", "evaluation", "run", "steps", "summary"},
     {"engine"},
-    {"benchmark", "chatbot", "fleet", "offline"},
+    {"benchmark", "chatbot", "diagnosis", "fleet", "offline"},
     {"cli"},
     {"__main__"},
 )

@@ -8,10 +8,13 @@ import click
 
 from gpt2chat.cli.bench import bench_command
 from gpt2chat.cli.chat import chat_command
+from gpt2chat.cli.completion import completion_command
 from gpt2chat.cli.data import data_command
+from gpt2chat.cli.doctor import doctor_command
 from gpt2chat.cli.evaluate import evaluate_command
 from gpt2chat.cli.generate import generate_command
 from gpt2chat.cli.inspect import inspect_command
+from gpt2chat.cli.new import new_command
 from gpt2chat.cli.terminal import SETTINGS
 from gpt2chat.cli.train import train_command
 from gpt2chat.version import __version__
@@ -31,6 +34,7 @@ def main() -> None:
 
 
 COMMANDS = (
+    new_command,
     train_command,
     chat_command,
     generate_command,
@@ -38,6 +42,8 @@ COMMANDS = (
     inspect_command,
     data_command,
     bench_command,
+    doctor_command,
+    completion_command,
 )
 for command in COMMANDS:
     main.add_command(command)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.options import device_options
+from gpt2chat.cli.config import config_option, is_given
+from gpt2chat.cli.options import ModelName, device_options
 from gpt2chat.cli.terminal import SETTINGS, Interrupted, RoomWait, Signals, program, reports_errors, say
 
 if TYPE_CHECKING:
@@ -31,7 +32,13 @@ class NewFile(click.Path):
 
 
 @click.command("train", context_settings=SETTINGS)
-@click.option("--model", default="gpt2-small (124M)", help="A released size, demo, a folder, a hub repository, a .pt.")
+@config_option
+@click.option(
+    "--model",
+    type=ModelName(),
+    default="gpt2-small (124M)",
+    help="A released size, demo, a folder, a hub repository, a .pt.",
+)
 @click.option("--text_file", type=FILE, multiple=True, help="Text to learn: file, folder or pattern; repeatable.")
 @click.option("--conversation_file", type=FILE, multiple=True, help='{"user": ..., "bot": ...} and other forms; same.')
 @click.option("--data", type=FILE, multiple=True, help="Either kind, told apart by its content; - is standard input.")
@@ -41,7 +48,14 @@ class NewFile(click.Path):
     "--save_path", type=NewFile(path_type=Path), default="trained_model.pt", help="Where the checkpoint goes."
 )
 @click.option("--interactive", is_flag=True, help="Afterwards load the saved file and chat with it.")
-@click.option("--resume", is_flag=False, flag_value="auto", metavar="[LAST.PT]", help="Go on with an interrupted run.")
+@click.option(
+    "--resume",
+    type=ModelName(()),
+    is_flag=False,
+    flag_value="auto",
+    metavar="[LAST.PT]",
+    help="Go on with an interrupted run.",
+)
 @click.option("--epochs", type=int, help="Passes over the data.  [default: enough for its size]")
 @click.option("--batch_size", type=int, default=4, help="Rows per optimizer step.")
 @click.option("--accumulate", type=int, default=1, help="Compute a step in so many parts: less memory, same result.")
@@ -92,13 +106,12 @@ def train_command(context: click.Context, /, **options: Any) -> None:
         else:
             _train(plan, context)
     if options["interactive"]:
-        named = context.get_parameter_source("model") == click.core.ParameterSource.COMMANDLINE
-        without_training = nothing and (named or not options["save_path"].exists())
+        without_training = nothing and (is_given(context, "model") or not options["save_path"].exists())
         _chat(options["model"] if without_training else str(options["save_path"]), options["device"])
 
 
 def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of the interrupted run; a contradicting one on the command line is an error."""
+    """Return the options of the interrupted run; a contradicting one, given now, is an error."""
     from gpt2chat import checkpoint
     from gpt2chat.cli.plan import OWN_EACH_TIME
     from gpt2chat.errors import CheckpointError, ConfigError
@@ -112,8 +125,7 @@ def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str,
         raise CheckpointError(f"{path}: expected a .last.pt with training state, found one that is for use{hint}")
     stored = _converted(context, stored_settings(loaded.training, path)["options"], given, path)
     for name, value in given.items():
-        explicit = context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
-        if explicit and name not in OWN_EACH_TIME and value != stored.get(name):
+        if is_given(context, name) and name not in OWN_EACH_TIME and value != stored.get(name):
             raise ConfigError(f"{name}: --resume goes on with {stored.get(name)!r} of the first run, got {value!r}")
     if path.name.endswith(".last.pt"):  # the run's files stay together, also when they were moved
         stored["save_path"] = path.with_name(path.name.removesuffix(".last.pt") + ".pt")
