@@ -66,7 +66,12 @@ class _Zsh(_Complete, ZshComplete):
 
 
 class _Fish(_Complete, FishComplete):
-    pass
+    """The script for fish cuts lines at commas, which descriptions have."""
+
+    def format_completion(self, item: CompletionItem[Any]) -> str:
+        """Return the line that the script reads."""
+        help_text = item.help and item.help.replace(",", ";")
+        return super().format_completion(CompletionItem(item.value, item.type, help_text))
 
 
 COMPLETERS: dict[str, type[ShellComplete]] = {"bash": _Bash, "zsh": _Zsh, "fish": _Fish}
