@@ -10,8 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "gpt2chat"
 FLOORS = (
-    {"errors", "version"},
-    {"files", "hardware", "model", "quantize", "tokenizer"},
+    {"errors", "privacy", "version"},
+    {"files", "hardware", "machine", "model", "quantize", "tokenizer"},
     {"kernels", "sampling", "loss", "templates", "weights"},
     {"conversation"},
     {"likeness", "records", "runtime"},
@@ -19,7 +19,7 @@ FLOORS = (
     {"calibration", "chats", "checking", "generation", "packs", "pretrained", "shelf", "slots", "streams", "training"},
     {"decoding", "estimate", "evaluation", "explanation", "reply", "run", "steps", "summary"},
     {"engine"},
-    {"benchmark", "chatbot", "fleet", "offline"},
+    {"benchmark", "chatbot", "diagnosis", "fleet", "offline"},
     {"cli"},
     {"__main__"},
 )

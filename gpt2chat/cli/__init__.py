@@ -8,11 +8,14 @@ import click
 
 from gpt2chat.cli.bench import bench_command
 from gpt2chat.cli.chat import chat_command
+from gpt2chat.cli.completion import completion_command
 from gpt2chat.cli.data import data_command
+from gpt2chat.cli.doctor import doctor_command
 from gpt2chat.cli.evaluate import evaluate_command
 from gpt2chat.cli.generate import generate_command
 from gpt2chat.cli.inspect import inspect_command
 from gpt2chat.cli.list import list_command
+from gpt2chat.cli.new import new_command
 from gpt2chat.cli.terminal import SETTINGS
 from gpt2chat.cli.train import train_command
 from gpt2chat.version import __version__
@@ -32,6 +35,7 @@ def main() -> None:
 
 
 COMMANDS = (
+    new_command,
     train_command,
     chat_command,
     generate_command,
@@ -40,6 +44,8 @@ COMMANDS = (
     list_command,
     data_command,
     bench_command,
+    doctor_command,
+    completion_command,
 )
 for command in COMMANDS:
     main.add_command(command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.options import Decorator, chosen, compile_option, device_options, quantize_option, stacked
+from gpt2chat.cli.options import Decorator, ModelName, chosen, compile_option, device_options, quantize_option, stacked
 from gpt2chat.cli.terminal import SETTINGS, reports_errors
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def bench_command() -> None:
 
 def _options(prompt: int, new: int) -> Decorator:
     return stacked(
-        click.option("--model", default="demo", help="A .pt file or a model's name."),
+        click.option("--model", type=ModelName(), default="demo", help="A .pt file or a model's name."),
         click.option("--random_weights", is_flag=True, help="A released size with random weights: nothing is fetched."),
         click.option(
             "--prompt_tokens", type=click.IntRange(1), help=f"Default: {prompt}, or what the context has room for."

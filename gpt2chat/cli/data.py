@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.options import WAY_OUT, sources
+from gpt2chat.cli.options import WAY_OUT, ModelName, sources
 from gpt2chat.cli.terminal import (
     RUNTIME_ERROR,
     SETTINGS,
@@ -74,7 +74,12 @@ def _read_all(found: list[Source], only: str | None, report: Report, **o: Any) -
 @click.option("--encoding", help="Of the files.  [default: UTF-8, or what a byte-order mark says]")
 @click.option("--template", default="chat", help="How turns are written, for counting tokens.")
 @click.option("--max_length", type=click.IntRange(8), help="Longest example in tokens.  [default: --model's context]")
-@click.option("--model", default="demo", help="For which steps and time are estimated: demo or a released size.")
+@click.option(
+    "--model",
+    type=ModelName(places=False),
+    default="demo",
+    help="For which steps and time are estimated: demo or a released size.",
+)
 @click.option("--heldout", type=FILE, multiple=True, help="Data to judge with, which should not be in PLACES.")
 @click.option("--show", type=click.IntRange(0), default=3, help="Print so many examples, the learnt part in brackets.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.options import chosen, device_options, sources
+from gpt2chat.cli.options import ModelName, chosen, device_options, sources
 from gpt2chat.cli.terminal import SETTINGS, reports_errors, say
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ FILE = click.Path(path_type=Path)
 
 
 @click.command("eval", context_settings=SETTINGS)
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=ModelName())
 @click.option("--conversation_file", type=FILE, multiple=True, help="Pairs to answer and to score.")
 @click.option("--text_file", type=FILE, multiple=True, help="Text to score.")
 @click.option("--format", help="What the files are, if it is not seen.")

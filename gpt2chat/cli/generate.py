@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from gpt2chat.cli.options import GENERATION_NAMES, answering_options, chosen, kept_once
+from gpt2chat.cli.options import GENERATION_NAMES, ModelName, answering_options, chosen, kept_once
 from gpt2chat.cli.terminal import (
     PLAIN_SECONDS,
     SETTINGS,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.argument("text", required=False)
 @click.option("--batch", type=click.Path(path_type=Path), help="JSON Lines of prompts; - is standard input.")
 @click.option("--out", help="Where the answers go; default: beside FILE.jsonl, FILE.answers.jsonl. - prints them.")
-@click.option("--model", default="demo", help="A .pt file or a model's name.")
+@click.option("--model", type=ModelName(), default="demo", help="A .pt file or a model's name.")
 @click.option(
     "--template", "--chat_template", help="How conversations are written; default: what the checkpoint was taught."
 )

@@ -6,11 +6,12 @@ import json
 
 import click
 
+from gpt2chat.cli.options import ModelName
 from gpt2chat.cli.terminal import SETTINGS, reports_errors
 
 
 @click.command("inspect", context_settings=SETTINGS)
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=ModelName())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @reports_errors
 def inspect_command(checkpoint: str, as_json: bool) -> None:

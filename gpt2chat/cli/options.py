@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +12,48 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from gpt2chat.decoding import Choice
     from gpt2chat.formats import Source
     from gpt2chat.records import Report
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 WAY_OUT = "; gpt2chat data check names all faults, --fix mends"  # behind a fault that ended the reading
+
+MODELS = ("demo", "gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl")  # what a shell offers; no blanks to quote
+
+
+class ModelName(click.types.StringParamType):
+    """A model's name or place; a shell completes names, `.pt` files and folders. Nothing is looked up here."""
+
+    name = "model"
+
+    def __init__(self, words: tuple[str, ...] = MODELS, places: bool = True) -> None:
+        """Offer `words`, and what is on the disk if `places`."""
+        self.words, self.places = words, places
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return what begins with what was typed; for a lone folder also what is in it, so that typing goes on."""
+        from click.shell_completion import CompletionItem
+
+        found = [word for word in self.words if word.lower().startswith(incomplete.lower())]
+        if self.places:
+            here = _places(incomplete)
+            found += here + (_places(here[0]) if not found and len(here) == 1 and here[0].endswith("/") else [])
+        return [CompletionItem(value) for value in found]
+
+
+def _places(typed: str) -> list[str]:
+    """Return the `.pt` files and folders that go on with a path as it was typed; hidden ones only when asked for."""
+    folder, begin = os.path.split(typed)
+    found = []
+    with contextlib.suppress(OSError, ValueError), os.scandir(os.path.expanduser(folder) or ".") as entries:
+        for entry in entries:
+            shown = entry.name.startswith(begin) and (begin.startswith(".") or not entry.name.startswith("."))
+            if shown and (entry.is_dir() or entry.name.endswith(".pt")):
+                found.append(os.path.join(folder, entry.name) + ("/" if entry.is_dir() else ""))
+    return sorted(found)
 
 
 def sources(places: Iterable[Path], encoding: str | None, report: Report) -> list[Source]:
@@ -96,7 +134,8 @@ def compile_option(function: Callable[..., Any]) -> Callable[..., Any]:
 def draft_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add --draft."""
     words = "Guess ahead: lookup (what followed the same words before), none, or a smaller model."
-    return click.option("--draft", default="auto", help=words)(function)
+    offered = ModelName(("auto", "lookup", "none", *MODELS))
+    return click.option("--draft", type=offered, default="auto", help=words)(function)
 
 
 def device_options(dtype: str = "auto", kinds: str = "auto, float32, bfloat16 or float16.") -> Decorator:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.options import device_options
+from gpt2chat.cli.config import config_option, is_given
+from gpt2chat.cli.options import ModelName, device_options
 from gpt2chat.cli.terminal import SETTINGS, Interrupted, RoomWait, Signals, program, reports_errors, say
 
 if TYPE_CHECKING:
@@ -31,7 +32,13 @@ class NewFile(click.Path):
 
 
 @click.command("train", context_settings=SETTINGS)
-@click.option("--model", default="gpt2-small (124M)", help="A released size, demo, a folder, a hub repository, a .pt.")
+@config_option
+@click.option(
+    "--model",
+    type=ModelName(),
+    default="gpt2-small (124M)",
+    help="A released size, demo, a folder, a hub repository, a .pt.",
+)
 @click.option("--text_file", type=FILE, multiple=True, help="Text to learn: file, folder or pattern; repeatable.")
 @click.option("--conversation_file", type=FILE, multiple=True, help='{"user": ..., "bot": ...} and other forms; same.')
 @click.option("--data", type=FILE, multiple=True, help="Either kind, told apart by its content; - is standard input.")
@@ -43,7 +50,14 @@ class NewFile(click.Path):
 @click.option("-g", "--model_tag", help="Name of the run, kept with its steps in runs/, in place of --save_path.")
 @click.option("--save_every", type=int, default=0, help="Also keep the weights after every so many steps; 0 does not.")
 @click.option("--interactive", is_flag=True, help="Afterwards load the saved file and chat with it.")
-@click.option("--resume", is_flag=False, flag_value="auto", metavar="[LAST.PT]", help="Go on with an interrupted run.")
+@click.option(
+    "--resume",
+    type=ModelName(()),
+    is_flag=False,
+    flag_value="auto",
+    metavar="[LAST.PT]",
+    help="Go on with an interrupted run.",
+)
 @click.option("--epochs", type=int, help="Passes over the data.  [default: enough for its size]")
 @click.option("--batch_size", type=int, default=4, help="Rows per optimizer step.")
 @click.option("--accumulate", type=int, default=1, help="Compute a step in so many parts: less memory, same result.")
@@ -89,7 +103,7 @@ def train_command(context: click.Context, /, **options: Any) -> None:
         raise ConfigError("dry_run: nothing is trained that --interactive could talk to; pass one of the two")
     if nothing and not options["interactive"]:
         raise ConfigError("train: expected --text_file, --conversation_file or --data (or --resume), got none")
-    if options["model_tag"] and _given(context, "save_path"):
+    if options["model_tag"] and is_given(context, "save_path"):
         raise ConfigError("save_path: --model_tag chooses the place of a run; pass one of the two")
     path = options["save_path"]
     if not nothing:
@@ -102,17 +116,12 @@ def train_command(context: click.Context, /, **options: Any) -> None:
         else:
             _train(plan, context)
     if options["interactive"]:
-        without_training = nothing and (_given(context, "model") or not path.exists())
+        without_training = nothing and (is_given(context, "model") or not path.exists())
         _chat(options["model"] if without_training else str(path), options["device"])
 
 
-def _given(context: click.Context, name: str) -> bool:
-    """Whether an option stands on the command line."""
-    return context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
-
-
 def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of the interrupted run; a contradicting one on the command line is an error."""
+    """Return the options of the interrupted run; a contradicting one, given now, is an error."""
     from gpt2chat import checkpoint
     from gpt2chat.cli.plan import OWN_EACH_TIME
     from gpt2chat.errors import CheckpointError, ConfigError
@@ -126,7 +135,7 @@ def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str,
         raise CheckpointError(f"{path}: expected a .last.pt with training state, found one that is for use{hint}")
     stored = _converted(context, stored_settings(loaded.training, path)["options"], given, path)
     for name, value in given.items():
-        if _given(context, name) and name not in OWN_EACH_TIME and value != stored.get(name):
+        if is_given(context, name) and name not in OWN_EACH_TIME and value != stored.get(name):
             raise ConfigError(f"{name}: --resume goes on with {stored.get(name)!r} of the first run, got {value!r}")
     if path.name.endswith(".last.pt"):  # the run's files stay together, also when they were moved
         stored["save_path"] = path.with_name(path.name.removesuffix(".last.pt") + ".pt")
