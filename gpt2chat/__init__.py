@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from gpt2chat.engine import Engine
     from gpt2chat.errors import EngineFull, GPT2ChatError
     from gpt2chat.generation import Decoder
+    from gpt2chat.history import ChatHistory, ChatModel
     from gpt2chat.model import GPT2, MODEL_SIZES, GPT2Config, KVCache
+    from gpt2chat.reply import StreamingReply
     from gpt2chat.sampling import GenerationConfig
     from gpt2chat.templates import TEMPLATES, Template
     from gpt2chat.tokenizer import Tokenizer
@@ -30,6 +32,8 @@ _HOME = {
     "GPT2ChatError": "errors",
     "MODEL_SIZES": "model",
     "TEMPLATES": "templates",
+    "ChatHistory": "history",
+    "ChatModel": "history",
     "Checkpoint": "checkpoint",
     "Decoder": "generation",
     "Engine": "engine",
@@ -38,6 +42,7 @@ _HOME = {
     "KVCache": "model",
     "Message": "conversation",
     "Step": "training",
+    "StreamingReply": "reply",
     "Template": "templates",
     "Tokenizer": "tokenizer",
     "TrainConfig": "training",
@@ -45,6 +50,8 @@ _HOME = {
 }
 
 __all__ = [
+    "ChatHistory",
+    "ChatModel",
     "Checkpoint",
     "Decoder",
     "Engine",
@@ -58,6 +65,7 @@ __all__ = [
     "MODEL_SIZES",
     "Message",
     "Step",
+    "StreamingReply",
     "TEMPLATES",
     "Template",
     "Tokenizer",

@@ -16,7 +16,8 @@ class TokenScore:
     """One token of an answer as the model saw it: natural logarithms of its own probabilities, before any filter.
 
     `rank` is 1 for the likeliest token; `alternatives` are the likeliest tokens (text, logprob), best first, which may
-    hold this one. Bytes of a text that are only a part of a character are written as escapes, like \\xf0.
+    hold this one. Bytes of a text that are only a part of a character are written as escapes, like \\xf0; ids that a
+    template adds by their number.
     """
 
     token: int
@@ -54,4 +55,6 @@ class _Speller:
 
     def text(self, token: int) -> str:
         """Return the text of a token, with escapes for bytes that are no whole character."""
+        if token >= self._encoding.n_vocab:
+            return f"<token {token}>"
         return self._encoding.decode_single_token_bytes(token).decode("utf-8", "backslashreplace")

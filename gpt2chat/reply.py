@@ -135,6 +135,9 @@ class StreamingReply(Iterator[str]):
         """What the answer took."""
         return self.answer.usage
 
+    def __str__(self) -> str:
+        return self.text
+
     def __next__(self) -> str:
         return next(self._pieces)
 

@@ -266,12 +266,16 @@ def read_template(path: Path) -> Template:
     if not isinstance(data, dict) or not data:
         raise ConfigError(f"template: {path}: expected a JSON object with fields, found {_short(data)}")
     try:
-        return _from_file(data, path.stem)
+        return template_from(data, path.stem)
     except ConfigError as error:
         raise ConfigError(f"template: {path}: {str(error).removeprefix('template: ')}") from error
 
 
-def _from_file(data: dict[str, object], name: str) -> Template:
+def template_from(data: Mapping[str, object], name: str) -> Template:
+    """Return the template that our own fields say, of which some may be missing, or fields of NanoLLM's form.
+
+    Raises ConfigError with what was expected and found.
+    """
     own = [field.name for field in fields(Template)]
     nano = any(field in data and field not in own for field in NANO_FIELDS)
     if unknown := [field for field in data if field not in (NANO_FIELDS if nano else own)]:
@@ -285,7 +289,7 @@ def _from_file(data: dict[str, object], name: str) -> Template:
     return Template.from_dict({**empty, **USUAL, "name": name, **affixes, **kept})
 
 
-def _affixes(data: dict[str, object]) -> dict[str, object]:
+def _affixes(data: Mapping[str, object]) -> dict[str, object]:
     """Return our fields for those of NanoLLM; its `system_prompt` is told apart from faults, and not kept."""
     if not isinstance(data.get("system_prompt", ""), str):
         raise ConfigError(f"expected text in 'system_prompt', found {_short(data['system_prompt'])}")

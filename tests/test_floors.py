@@ -19,7 +19,7 @@ FLOORS = (
     {"calibration", "chats", "checking", "generation", "packs", "pretrained", "shelf", "slots", "streams", "training"},
     {"decoding", "estimate", "evaluation", "explanation", "reply", "run", "steps", "summary"},
     {"engine"},
-    {"benchmark", "chatbot", "diagnosis", "fleet", "offline"},
+    {"benchmark", "chatbot", "diagnosis", "fleet", "history", "offline"},
     {"cli"},
     {"__main__"},
 )

@@ -74,11 +74,43 @@ class Screen:
                 pass
             click.echo(json.dumps(as_row(reply.answer), ensure_ascii=False))
             return
+        wrap = Wrap(len("Bot: ")) if self.interactive and not self.plain else None
         terminal = sys.stdout.isatty()
-        for piece in reply:
-            click.echo(visible(piece) if terminal else piece, nl=False)
-            sys.stdout.flush()
+        try:
+            for piece in reply:
+                shown = visible(piece) if terminal else piece
+                click.echo(wrap.push(shown, self.width) if wrap else shown, nl=False)
+                sys.stdout.flush()
+        finally:
+            click.echo(wrap.flush(self.width) if wrap else "", nl=False)
         click.echo()
+
+
+class Wrap:
+    """Breaks a stream of text between words where the terminal ends; a word comes out when it is complete."""
+
+    def __init__(self, column: int) -> None:
+        """Begin in a column of the terminal."""
+        self._column, self._word = column, ""
+
+    def push(self, text: str, width: int) -> str:
+        """Take more text; return what can be shown of it in a terminal of `width` columns."""
+        out = []
+        for char in text:
+            self._word += char
+            if char.isspace() or columns(char) > 1 or columns(self._word) >= width:
+                out.append(self.flush(width))
+        return "".join(out)
+
+    def flush(self, width: int) -> str:
+        """Return the word that was held back, on the next line if it does not fit on this one."""
+        word, self._word = self._word, ""
+        begins = self._column > 0 and bool(word.strip()) and self._column + columns(word.rstrip()) > width
+        column = 0 if begins else self._column
+        if column + columns(word.rstrip("\n")) > width:  # the blank behind it is where the line ends
+            word = word.rstrip(" ")
+        self._column = 0 if word.endswith("\n") else column + columns(word)
+        return ("\n" if begins else "") + word
 
 
 def as_row(answer: Answer) -> dict[str, Any]:
