@@ -65,6 +65,28 @@ class Decoder:
                 break
         self.finish_reason = "length"
 
+    def read(self, prompt: Sequence[int], answer: Sequence[int]) -> Iterator[Tensor]:
+        """Yield the model's own logits (rows, V), some rows at a time, that each id of `answer` would be drawn from.
+
+        What is cached of the prompt is used; the last id of the answer is not computed, so prompt and answer may fill
+        the context. Raises ContextError when they do not fit. It ends a stream of this decoder that has not ended.
+        """
+        n_ctx, ids = self.runtime.config.n_ctx, [*prompt, *answer][:-1]
+        if not prompt or len(ids) > n_ctx:
+            raise ContextError(
+                f"prompt and answer: expected 1 to {n_ctx} tokens and one more, got {len(prompt)} and {len(answer)}"
+            )
+        self._generations += 1
+        same = rewind(self.cache, self.ids, prompt)
+        self.ids = ids[:same]
+        for start in range(same, len(ids) if answer else same, PREFILL_TOKENS):
+            part = ids[start : start + PREFILL_TOKENS]
+            wanted = min(len(part), start + len(part) - len(prompt) + 1)
+            rows = self.runtime.forward(part, self.cache, max(1, wanted))
+            self.ids.extend(part)
+            if wanted > 0:
+                yield rows
+
     def _tokens(self, prompt: Sequence[int], sampler: Sampler, stop: Collection[int], limit: int) -> Iterator[int]:
         """Yield at least `limit` tokens unless a stop id comes; whoever takes them adds them to `ids`."""
         pace, drawn = Pace(), 0

@@ -16,7 +16,7 @@ FLOORS = (
     {"likeness", "records", "runtime"},
     {"checkpoint", "data", "drafts", "formats", "mending", "paging", "slices", "static"},
     {"calibration", "checking", "generation", "packs", "pretrained", "slots", "streams", "training"},
-    {"decoding", "estimate", "evaluation", "run", "steps", "summary"},
+    {"decoding", "estimate", "evaluation", "explanation", "run", "steps", "summary"},
     {"engine"},
     {"benchmark", "chatbot", "fleet", "offline"},
     {"cli"},

@@ -1,0 +1,57 @@
+"""Why an answer came out: how likely the model found each of its tokens, and what it would have said instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gpt2chat.generation import Decoder
+from gpt2chat.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """One token of an answer as the model saw it: natural logarithms of its own probabilities, before any filter.
+
+    `rank` is 1 for the likeliest token; `alternatives` are the likeliest tokens (text, logprob), best first, which may
+    hold this one. Bytes of a text that are only a part of a character are written as escapes, like \\xf0.
+    """
+
+    token: int
+    text: str
+    logprob: float
+    rank: int
+    alternatives: tuple[tuple[str, float], ...]
+
+
+def explain(decoder: Decoder, prompt: Sequence[int], answer: Sequence[int], top: int = 5) -> list[TokenScore]:
+    """Score each token of an answer to a prompt, with the `top` likeliest at its place.
+
+    The decoder's cache is used and brought to prompt and answer, so that later answers are those they would have been.
+    Raises ContextError when prompt and answer do not fit into the context.
+    """
+    spell, scores = _Speller(), list[TokenScore]()
+    for rows in decoder.read(prompt, answer):
+        logprobs = torch.log_softmax(rows.float(), dim=-1)
+        ids = torch.tensor(answer[len(scores) : len(scores) + len(rows)], device=rows.device)
+        found = logprobs.gather(1, ids.unsqueeze(1))  # (rows, 1)
+        ranks = 1 + (logprobs > found).sum(1)
+        best = logprobs.topk(min(top, rows.size(1)), dim=1)
+        table = zip(ids.tolist(), found[:, 0].tolist(), ranks.tolist(), *(part.tolist() for part in best), strict=True)
+        for token, logprob, rank, values, others in table:
+            alternatives = tuple((spell.text(other), value) for other, value in zip(others, values, strict=True))
+            scores.append(TokenScore(token, spell.text(token), logprob, rank, alternatives))
+    return scores
+
+
+class _Speller:
+    """Spells single tokens."""
+
+    def __init__(self) -> None:
+        self._encoding = Tokenizer.gpt2().encoding
+
+    def text(self, token: int) -> str:
+        """Return the text of a token, with escapes for bytes that are no whole character."""
+        return self._encoding.decode_single_token_bytes(token).decode("utf-8", "backslashreplace")
