@@ -13,7 +13,7 @@ import sys
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,7 +31,9 @@ from gpt2chat.weights import Computed, Entry, as_weights, entries_of, is_finite,
 
 MAPPING = os.name == "posix"
 Records = set[tuple[int, int]]  # (size, CRC) of what a zip holds
-FORMAT, VERSION = "gpt2chat", 2
+FORMAT, VERSION = "gpt2chat", 3
+# What older versions do not hold: 1 did not say how long its conversations were, 1 and 2 not what was taught.
+ADDED: dict[int, dict[str, Any]] = {1: {"trained_length": None, "taught": []}, 2: {"taught": []}}
 # What a file must hold, and of which type; `training` is None in a file that is only for use.
 FIELDS: dict[str, tuple[type, ...]] = {
     "format": (str,),
@@ -42,6 +44,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "weights": (dict,),
     "trained_length": (int, type(None)),
     "examples": (list,),
+    "taught": (list,),
     "about": (dict,),
     "history": (list,),
     "training": (dict, type(None)),
@@ -54,7 +57,8 @@ class Checkpoint:
 
     `trained_length` is the longest conversation it was taught, in tokens, which chat keeps to (None: the whole
     context); `about` says where it comes from (base model, arguments, data hashes, versions); `history` holds one
-    dict per logged step; `training` holds the optimizer and the position, or None.
+    dict per logged step; `training` holds the optimizer and the position, or None; `taught` are the last questions of
+    the conversations it learnt, each with its answer.
     """
 
     config: GPT2Config
@@ -65,6 +69,7 @@ class Checkpoint:
     about: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     training: dict[str, Any] | None = None
+    taught: list[tuple[str, str]] = field(default_factory=list)
     mapped: bool = field(default=False, compare=False)  # whether the weights are views of a file; not stored
 
     def build_model(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> GPT2:
@@ -123,7 +128,7 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str], compact: bool = F
     left behind.
     """
     weights = {name: _own_memory(tensor) for name, tensor in checkpoint.weights.items()}
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "config": checkpoint.config.to_dict(),
@@ -132,12 +137,14 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str], compact: bool = F
         "weights": pack(weights) if compact else weights,
         "trained_length": checkpoint.trained_length,
         "examples": [{"role": message.role, "content": message.content} for message in checkpoint.examples],
+        "taught": [list(pair) for pair in checkpoint.taught],
         "about": checkpoint.about,
         "history": checkpoint.history,
         "training": checkpoint.training,
     }
     try:
         check_weights(checkpoint.config, {name: _unpack(name, tensor) for name, tensor in weights.items()})
+        taught_pairs(content["taught"])
         for name in ("about", "history", "training"):
             _check_plain(content[name], name)
     except CheckpointError as error:
@@ -300,12 +307,12 @@ def _from_content(content: object) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError("expected a gpt2chat checkpoint, found another program's file")
     version = content.get("version")
-    if version == 1:  # did not say how long its conversations were
-        content = {**content, "version": VERSION, "trained_length": None}
+    if type(version) is int and version in ADDED:
+        content = {**content, "version": VERSION, **ADDED[version]}
     elif version != VERSION:
         newer = isinstance(version, int) and version > VERSION
         advice = "update gpt2chat to read it" if newer else "no version of gpt2chat has written that"
-        raise CheckpointError(f"expected format version 1 or {VERSION}, found {version!r}: {advice}")
+        raise CheckpointError(f"expected format version 1 to {VERSION}, found {version!r}: {advice}")
     if set(content) != set(FIELDS):
         raise CheckpointError(f"expected the fields {sorted(FIELDS)}, found {sorted(map(str, content))}")
     for name, types in FIELDS.items():
@@ -326,6 +333,7 @@ def _from_content(content: object) -> Checkpoint:
         template=Template.from_dict(content["template"]),
         trained_length=length,
         examples=[_message(entry) for entry in content["examples"]],
+        taught=taught_pairs(content["taught"]),
         about=content["about"],
         history=content["history"],
         training=content["training"],
@@ -342,6 +350,16 @@ def _message(entry: object) -> Message:
     if not isinstance(entry, dict) or set(entry) != {"role", "content"} or not isinstance(entry["content"], str):
         raise CheckpointError("field examples: expected entries with role and content")
     return Message(entry["role"], entry["content"])
+
+
+def taught_pairs(entries: Sequence[object]) -> list[tuple[str, str]]:
+    """Return stored questions and answers; raises CheckpointError for anything else."""
+    pairs = list[tuple[str, str]]()
+    for entry in entries:
+        if not isinstance(entry, list) or len(entry) != 2 or not all(type(text) is str for text in entry):
+            raise CheckpointError("field taught: expected entries of a question and an answer")
+        pairs.append((entry[0], entry[1]))
+    return pairs
 
 
 def check_weights(config: GPT2Config, weights: Mapping[str, Entry], mapped: bool = False) -> dict[str, Entry]:

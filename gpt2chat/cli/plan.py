@@ -16,14 +16,15 @@ from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.cli.options import WAY_OUT, sources
 from gpt2chat.cli.terminal import shortened
 from gpt2chat.conversation import TEMPLATES, Example, Template, template_named
-from gpt2chat.data import Dataset, render_records, split
+from gpt2chat.data import Dataset, last_pair, render_records, split
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.estimate import CONVERSATION_ROW, TEXT_BLOCK, default_epochs
 from gpt2chat.formats import Library, Source
 from gpt2chat.hardware import pick_device, pick_dtype
 from gpt2chat.model import GPT2, MODEL_SIZES
-from gpt2chat.records import Report
+from gpt2chat.records import Record, Report
 from gpt2chat.run import Run, RunFiles, check_replaceable, check_room, check_writable, hash_file, stored_settings
+from gpt2chat.taught import MOST_BYTES, Pair, merged, sampled
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.training import Step, TrainConfig, count_steps, default_learning_rate, make_optimizer, train
 from gpt2chat.version import __version__
@@ -62,6 +63,7 @@ class _Data:
     validation: list[Example]
     row_tokens: int
     lines: list[str]
+    learnt: list[Record]  # the conversations that are learnt whole
 
 
 def make_plan(options: dict[str, Any]) -> Plan:
@@ -85,6 +87,7 @@ def make_plan(options: dict[str, Any]) -> Plan:
         raise ConfigError("patience: nothing is held out to validate on: pass --val_fraction 0.1 or more data")
     if data.dataset.conversations:
         base = dataclasses.replace(base, trained_length=data.row_tokens)
+    base = dataclasses.replace(base, taught=_taught(options, base, data))
     config, lines = _config(options, base, data)
     device = pick_device(options["device"])
     dtype = pick_dtype(options["dtype"], device)
@@ -191,12 +194,17 @@ def _prepare(options: dict[str, Any], base: Checkpoint, library: Library, report
     if limit > n_ctx:
         raise ConfigError(f"max_length: expected at most {n_ctx}, this model's context, got {limit}")
     block = min(options["max_length"] or TEXT_BLOCK, n_ctx)
-    conversations = render_records(library.conversations, base.template, tokenizer, limit, options["too_long"], report)
+    whole = list[Record | None]()
+    conversations = render_records(
+        library.conversations, base.template, tokenizer, limit, options["too_long"], report, whole
+    )
     blocks = render_records(library.texts, base.template, tokenizer, block, "error", report)
     if not conversations and not blocks:
         raise DataError("nothing is left to learn from: " + "; ".join(report.lines()))
     lines = shortened(library.found)
     kept_pairs, held_pairs = _hold_out("conversations", conversations, options, lines)
+    held = set(map(id, held_pairs))
+    learnt = [r for [example], r in zip(conversations, whole, strict=True) if r is not None and id(example) not in held]
     kept_texts, held_texts = _hold_out("text blocks", blocks, options, lines)
     dataset = Dataset(kept_pairs, kept_texts, text_share=options["text_share"])
     if not dataset.examples:
@@ -204,7 +212,19 @@ def _prepare(options: dict[str, Any], base: Checkpoint, library: Library, report
     longest = max(len(example.ids) for example in dataset.examples)
     wanted = max(options["max_length"] or CONVERSATION_ROW if conversations else block, block if blocks else 0)
     row = min(n_ctx, max(wanted, -(-longest // 64) * 64))
-    return _Data(dataset, [*held_pairs, *held_texts], row, lines + _mix_lines(dataset))
+    return _Data(dataset, [*held_pairs, *held_texts], row, lines + _mix_lines(dataset), learnt)
+
+
+def _taught(options: dict[str, Any], base: Checkpoint, data: _Data) -> list[Pair]:
+    """Return the questions and answers that the checkpoint will keep; an interrupted run has chosen them before."""
+    if options["resume"] and base.taught:
+        return base.taught
+    pairs = merged(base.taught, filter(None, map(last_pair, data.learnt)))
+    kept = sampled(pairs)
+    if len(kept) < len(pairs):
+        room = f"{MOST_BYTES / 1e6:.0f} MB of text"
+        data.lines.append(f"the checkpoint keeps {len(kept)} of {len(pairs)} taught questions, evenly chosen: {room}")
+    return kept
 
 
 def _hold_out(
