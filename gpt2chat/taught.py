@@ -33,7 +33,7 @@ def merged(before: Sequence[Pair], learnt: Iterable[Pair]) -> list[Pair]:
     return [*dict.fromkeys(pair for pair in before if pair[0] not in questions), *new]
 
 
-def sampled(pairs: Sequence[Pair], most: int = MOST_BYTES) -> list[Pair]:
+def sampled(pairs: Sequence[Pair], most: int) -> list[Pair]:
     """Return all pairs, or as many as have `most` bytes of text, evenly from beginning to end."""
     sizes = np.cumsum([sum(len(text.encode("utf-8", "replace")) for text in pair) for pair in pairs])
     if not len(sizes) or sizes[-1] <= most:

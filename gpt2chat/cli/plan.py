@@ -220,7 +220,7 @@ def _taught(options: dict[str, Any], base: Checkpoint, data: _Data) -> list[Pair
     if options["resume"] and base.taught:
         return base.taught
     pairs = merged(base.taught, filter(None, map(last_pair, data.learnt)))
-    kept = sampled(pairs)
+    kept = sampled(pairs, MOST_BYTES)
     if len(kept) < len(pairs):
         room = f"{MOST_BYTES / 1e6:.0f} MB of text"
         data.lines.append(f"the checkpoint keeps {len(kept)} of {len(pairs)} taught questions, evenly chosen: {room}")
