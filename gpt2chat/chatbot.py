@@ -8,12 +8,14 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 
-from gpt2chat import checkpoint, pretrained
+from gpt2chat import checkpoint, packs, pretrained
 from gpt2chat.checkpoint import Checkpoint
+from gpt2chat.confidence import Judge, load_calibration
 from gpt2chat.conversation import Conversation, Message, fit_context, render_prompt
 from gpt2chat.decoding import Choice, choose, draft_for, open_model, runtime_of
 from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError
+from gpt2chat.explanation import explain
 from gpt2chat.formats.rows import pairs_to_messages
 from gpt2chat.generation import Decoder
 from gpt2chat.model import MODEL_SIZES
@@ -24,6 +26,7 @@ from gpt2chat.templates import Template, template_named
 from gpt2chat.tokenizer import Tokenizer
 
 RESPONSE_TOKENS = {"brief": 30, "conversational": 50, "normal": 60, "detailed": 120}
+UNMEASURED = 0.5  # how sure an answer must be when nothing was measured
 
 
 class GPT2Chatbot:
@@ -32,6 +35,9 @@ class GPT2Chatbot:
     Nothing is read or fetched by the constructor: the weights of `model_name` (default: gpt2-small) load at the first
     answer, unless `load_model` came first. `notice` receives one-line remarks (earlier turns dropped, another size in
     the file); by default they go to the log as warnings.
+
+    With a `fallback` no answer is given that the model is not sure of: below `confidence`, from 0 to 1, the fallback
+    text is. By default that is what `gpt2chat eval --calibrate` chose and left beside the checkpoint, else 0.5.
     """
 
     def __init__(
@@ -47,8 +53,12 @@ class GPT2Chatbot:
         draft: str = "auto",
         compile: bool = False,
         stop: Sequence[str] = (),
+        fallback: str | None = None,
+        confidence: float | None = None,
         notice: Callable[[str], None] | None = None,
     ) -> None:
+        if confidence is not None and not 0 <= confidence <= 1:
+            raise ConfigError(f"confidence: expected a number from 0 to 1, got {confidence!r}")
         if not isinstance(model_name, (str, type(None))):
             raise ConfigError(f"model_name: expected a name, got {model_name!r}")
         self.model_name = model_name or pretrained.DEFAULT_MODEL
@@ -56,6 +66,8 @@ class GPT2Chatbot:
         self.generation = generation or GenerationConfig()
         self.system = system
         self.stop = tuple(stop)
+        self.fallback, self._confidence = fallback, confidence
+        self._judge: Judge | None = None
         self.messages: list[Message] = []
         self.answer: Answer | None = None  # the last one, with its tokens and what it took
         self.tokenizer = Tokenizer.gpt2()
@@ -89,8 +101,11 @@ class GPT2Chatbot:
     def use(self, loaded: Checkpoint, engine: Engine | None = None) -> None:
         """Talk with a checkpoint that is in memory; the conversation starts anew.
 
-        With an `engine` of the same model, answers come through it: many chatbots can share one.
+        With an `engine` of the same model, answers come through it: many chatbots can share one. They have no fallback,
+        for which a model is asked twice; raises ConfigError.
         """
+        if engine and self.fallback is not None:
+            raise ConfigError("fallback: expected a bot with a model of its own, got one that shares an engine")
         runtime = engine.runtime if engine else runtime_of(loaded, self._choice())
         self._adopt(dataclasses.replace(loaded, weights={}), runtime, engine)
         self.reset()
@@ -100,11 +115,29 @@ class GPT2Chatbot:
 
     def _open(self, name: str, read: Callable[[str], Checkpoint]) -> None:
         self._adopt(*open_model(name, self._choice(), read))
+        if self.fallback is not None:
+            self._judge = self._judge_of(name)
+
+    def _judge_of(self, name: str | None) -> Judge:
+        """Return what says how sure an answer is: as it was measured for this file, if it was."""
+        path = pretrained.checkpoint_file(name) if name else None
+        calibration = load_calibration(path) if path and not pretrained.is_bundled(path) else None
+        misfit = calibration.misfit(packs.identity(path), self.checkpoint.taught) if calibration and path else None
+        if misfit:
+            self._notice(misfit)
+        return Judge(self.checkpoint.taught, None if misfit else calibration)
+
+    @property
+    def threshold(self) -> float:
+        """How sure an answer must be to be given, where there is a fallback."""
+        measured = self._judge.calibration if self._judge else None
+        return self._confidence if self._confidence is not None else measured.threshold if measured else UNMEASURED
 
     def _adopt(self, loaded: Checkpoint, runtime: Runtime, engine: Engine | None = None) -> None:
         if self._loaded is None and self._expected not in (None, loaded.config):
             self._notice(f"the file holds another size than {self.model_name}; using {pretrained.describe(loaded)}")
         (self._template or loaded.template).check_ids(runtime.config.vocab_size, self.tokenizer)
+        self._judge = None
         self._decoder, self._loaded, self._engine = Decoder(runtime, draft_for(self._draft, runtime)), loaded, engine
 
     def _ready(self) -> tuple[Checkpoint, Decoder]:
@@ -245,9 +278,23 @@ class GPT2Chatbot:
             self.messages += [question, Message("assistant", answer.text, whole)]
             self.answer = answer
 
-        reply = self._reply([*self.messages, question], generation, remember)
+        reply = self._reply([*self.messages, question], generation, remember, self._doubting(question))
         self._stream = weakref.ref(reply)
         return reply
+
+    def _doubting(self, question: Message) -> Callable[[Answer], str | None] | None:
+        """Return what gives the fallback in place of an answer that is not sure enough."""
+        if self.fallback is None:
+            return None
+        decoder = self.decoder
+        judge = self._judge = self._judge or self._judge_of(None)
+
+        def doubt(answer: Answer) -> str | None:
+            logprobs = [score.logprob for score in explain(decoder, answer.prompt, answer.tokens, top=0)]
+            answer.confidence = judge.confidence(question.content, answer.text, logprobs)
+            return self.fallback if answer.confidence < self.threshold else None
+
+        return doubt
 
     def _end_stream(self) -> None:
         """Close a stream that its reader left open: there is one conversation and one cache."""
@@ -264,6 +311,7 @@ class GPT2Chatbot:
         messages: Conversation,
         generation: GenerationConfig,
         at_end: Callable[[Answer], None] = lambda answer: None,
+        judge: Callable[[Answer], str | None] | None = None,
     ) -> StreamingReply:
         decoder, template = self.decoder, self.template
         prompt = render_prompt(self._fitted(messages, generation), template, self.tokenizer)
@@ -275,7 +323,7 @@ class GPT2Chatbot:
             return decoder.generate(prompt, generation, self.tokenizer.stop_ids), decoder
 
         text, stop = self.tokenizer.stream_decoder(), (*template.stop, *self.stop)
-        return StreamingReply(prompt, begin, text, stop, template.lead, at_end, kv_cache=decoder.cache)
+        return StreamingReply(prompt, begin, text, stop, template.lead, at_end, judge, decoder.cache)
 
     def _fitted(self, messages: Conversation, generation: GenerationConfig) -> Conversation:
         """Return what the model sees of a conversation: system prompt, examples, and the turns that fit."""

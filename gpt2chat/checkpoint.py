@@ -8,19 +8,15 @@ at any moment the old or the new file is there, whole. On the way in every recor
 from __future__ import annotations
 
 import os
-import pickle
-import sys
-import warnings
-import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gpt2chat.archive import MAPPING, check_records, first_line, unpickle
 from gpt2chat.conversation import Message
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.files import atomic_writer
@@ -28,11 +24,11 @@ from gpt2chat.model import GPT2, GPT2Config, parameter_count, weight_shapes
 from gpt2chat.quantize import int8_rows
 from gpt2chat.templates import Template
 from gpt2chat.tokenizer import Tokenizer
-from gpt2chat.weights import Computed, Entry, as_weights, entries_of, is_finite, make, pieces, with_rows
+from gpt2chat.weights import Computed, Entry, as_weights, entries_of, is_finite, make, with_rows
 
-MAPPING = os.name == "posix"
-Records = set[tuple[int, int]]  # (size, CRC) of what a zip holds
-FORMAT, VERSION = "gpt2chat", 2
+FORMAT, VERSION = "gpt2chat", 3
+# What older versions do not hold: 1 did not say how long its conversations were, 1 and 2 not what was taught.
+ADDED: dict[int, dict[str, Any]] = {1: {"trained_length": None, "taught": []}, 2: {"taught": []}}
 # What a file must hold, and of which type; `training` is None in a file that is only for use.
 FIELDS: dict[str, tuple[type, ...]] = {
     "format": (str,),
@@ -43,6 +39,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "weights": (dict,),
     "trained_length": (int, type(None)),
     "examples": (list,),
+    "taught": (list,),
     "about": (dict,),
     "history": (list,),
     "training": (dict, type(None)),
@@ -55,7 +52,8 @@ class Checkpoint:
 
     `trained_length` is the longest conversation it was taught, in tokens, which chat keeps to (None: the whole
     context); `about` says where it comes from (base model, arguments, data hashes, versions); `history` holds one
-    dict per logged step; `training` holds the optimizer and the position, or None.
+    dict per logged step; `training` holds the optimizer and the position, or None; `taught` are the last questions of
+    the conversations it learnt, each with its answer.
     """
 
     config: GPT2Config
@@ -63,10 +61,10 @@ class Checkpoint:
     template: Template
     trained_length: int | None = None
     examples: list[Message] = field(default_factory=list)
-    taught: list[tuple[str, str]] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     training: dict[str, Any] | None = None
+    taught: list[tuple[str, str]] = field(default_factory=list)
     mapped: bool = field(default=False, compare=False)  # whether the weights are views of a file; not stored
 
     def build_model(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> GPT2:
@@ -135,7 +133,7 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str], compact: bool = F
     left behind.
     """
     weights = {name: _own_memory(tensor) for name, tensor in checkpoint.weights.items()}
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "config": checkpoint.config.to_dict(),
@@ -144,6 +142,7 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str], compact: bool = F
         "weights": pack(weights) if compact else weights,
         "trained_length": checkpoint.trained_length,
         "examples": [{"role": message.role, "content": message.content} for message in checkpoint.examples],
+        "taught": [list(pair) for pair in checkpoint.taught],
         "about": checkpoint.about,
         "history": checkpoint.history,
         "training": checkpoint.training,
@@ -151,6 +150,7 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str], compact: bool = F
     try:
         _check_ids(checkpoint.template, checkpoint.config)
         check_weights(checkpoint.config, {name: _unpack(name, tensor) for name, tensor in weights.items()})
+        taught_pairs(content["taught"])
         for name in ("about", "history", "training"):
             _check_plain(content[name], name)
     except CheckpointError as error:
@@ -197,128 +197,16 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
-def unpickle(path: Path | BinaryIO, mapped: bool, records: Records | None = None) -> object:
-    """Read a file of torch.save that holds plain data and tensors; raises CheckpointError without the place.
-
-    With `records` the memory of each tensor must be one of them.
-    """
-
-    def check(storage: Any, _: str) -> Any:
-        if records is not None:
-            _check_numbers(storage, records, mapped)
-        return storage
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the age of a pickle or of a kind of tensor
-            if isinstance(path, Path) and path.suffix == ".safetensors":  # which torch takes at its word
-                with path.open("rb") as file:
-                    return torch.load(file, map_location=check, weights_only=True)
-            return torch.load(path, map_location=check, weights_only=True, mmap=mapped)
-    except CheckpointError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            "holds objects other than plain data and tensors; refused: save state_dict() of it instead"
-        ) from error
-    except Exception as error:  # a pickle is a program, which can fail in any way, also for want of memory
-        raise CheckpointError(f"cannot be read, perhaps cut short: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says in one line, or its kind."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a file is one of ours: a zip of torch whose pickle names the format, or a zip that is cut short."""
-    try:
-        with path.open("rb") as file:
-            if file.read(2) != b"PK":
-                return False
-        with zipfile.ZipFile(path) as archive:
-            for record in archive.infolist():
-                if record.filename.endswith("/data.pkl") and record.compress_type == zipfile.ZIP_STORED:
-                    with archive.open(record) as opened:
-                        return b"gpt2chat" in opened.read(200)
-            return False
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError):
-        return True
-
-
-def check_records(path: Path) -> Records:
-    """Check that the file is a whole torch zip of stored records, each with the CRC it was written with.
-
-    Those that hold numbers are not read here: their sizes and CRCs are returned for `unpickle` to compare.
-    """
-    size = path.stat().st_size
-    if size == 0:
-        raise CheckpointError("expected a checkpoint, found an empty file")
-    try:
-        with path.open("rb") as file:
-            if (begins := file.read(2)) != b"PK":
-                raise CheckpointError(f"expected a .pt written by gpt2chat, found a file that begins with {begins!r}")
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-            _check_directory(records, size)
-            numbers = [record for record in records if "/data/" in record.filename]
-            for record in records:
-                if record not in numbers:
-                    _check_record(archive, record)
-    except (zipfile.BadZipFile, NotImplementedError, OverflowError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"damaged, cut short or not a checkpoint ({error}): expected a whole .pt as gpt2chat or torch writes it"
-        ) from error
-    return {(record.file_size, record.CRC) for record in numbers}
-
-
-def _check_directory(records: list[zipfile.ZipInfo], size: int) -> None:
-    """Refuse what torch never writes, before any of it is read."""
-    if not any(record.filename.endswith("/data.pkl") for record in records):
-        raise CheckpointError("expected a checkpoint, found another kind of zip file")
-    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        raise CheckpointError("expected stored records, found compressed ones; refused")
-    if sum(record.file_size for record in records) > size:
-        raise CheckpointError("its records claim to be larger than the file; refused")
-    if len({record.filename for record in records}) < len(records):
-        raise CheckpointError("holds several records of one name; refused")
-
-
-def _check_record(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
-    try:
-        with archive.open(record) as opened:
-            begin = opened.read(1 << 20)
-            while opened.read(1 << 20):
-                pass
-    except zipfile.BadZipFile as error:
-        raise CheckpointError(
-            f"damaged: record {record.filename} does not have the checksum it was written with"
-        ) from error
-    if record.filename.endswith("/byteorder") and begin != sys.byteorder.encode():
-        raise CheckpointError(f"expected {sys.byteorder}-endian numbers, found {begin[:20]!r}")
-
-
-def _check_numbers(storage: torch.UntypedStorage, records: Records, mapped: bool) -> None:
-    """Refuse memory that is not all of one record, whole and as it was written."""
-    checksum = 0
-    for piece in pieces(torch.empty(0, dtype=torch.uint8).set_(storage), mapped):  # type: ignore[call-overload]
-        checksum = zlib.crc32(piece.numpy().data, checksum)
-    if (storage.nbytes(), checksum) not in records and storage.nbytes():
-        raise CheckpointError(
-            f"damaged: {storage.nbytes()} bytes of a tensor are not a whole record with the checksum of its writing"
-        )
-
-
 def _from_content(content: object) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError("expected a gpt2chat checkpoint, found another program's file")
     version = content.get("version")
-    if version == 1:  # did not say how long its conversations were
-        content = {**content, "version": VERSION, "trained_length": None}
+    if type(version) is int and version in ADDED:
+        content = {**content, "version": VERSION, **ADDED[version]}
     elif version != VERSION:
         newer = isinstance(version, int) and version > VERSION
         advice = "update gpt2chat to read it" if newer else "no version of gpt2chat has written that"
-        raise CheckpointError(f"expected format version 1 or {VERSION}, found {version!r}: {advice}")
+        raise CheckpointError(f"expected format version 1 to {VERSION}, found {version!r}: {advice}")
     if set(content) != set(FIELDS):
         raise CheckpointError(f"expected the fields {sorted(FIELDS)}, found {sorted(map(str, content))}")
     for name, types in FIELDS.items():
@@ -340,6 +228,7 @@ def _from_content(content: object) -> Checkpoint:
         template=template,
         trained_length=length,
         examples=[_message(entry) for entry in content["examples"]],
+        taught=taught_pairs(content["taught"]),
         about=content["about"],
         history=content["history"],
         training=content["training"],
@@ -372,6 +261,16 @@ def _message(entry: object) -> Message:
     if not isinstance(entry, dict) or set(entry) != {"role", "content"} or not isinstance(entry["content"], str):
         raise CheckpointError("field examples: expected entries with role and content")
     return Message(entry["role"], entry["content"])
+
+
+def taught_pairs(entries: Sequence[object]) -> list[tuple[str, str]]:
+    """Return stored questions and answers; raises CheckpointError for anything else."""
+    pairs = list[tuple[str, str]]()
+    for entry in entries:
+        if not isinstance(entry, list) or len(entry) != 2 or not all(type(text) is str for text in entry):
+            raise CheckpointError("field taught: expected entries of a question and an answer")
+        pairs.append((entry[0], entry[1]))
+    return pairs
 
 
 def check_weights(config: GPT2Config, weights: Mapping[str, Entry], mapped: bool = False) -> dict[str, Entry]:

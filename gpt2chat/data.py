@@ -19,6 +19,7 @@ from gpt2chat.conversation import Example, Size, measure_many, render_many
 from gpt2chat.errors import DataError
 from gpt2chat.loss import IGNORE, Batch
 from gpt2chat.records import Record, Report
+from gpt2chat.taught import Pair
 from gpt2chat.templates import Template
 from gpt2chat.tokenizer import Tokenizer
 
@@ -32,10 +33,12 @@ def render_records(
     max_tokens: int,
     too_long: str,
     report: Report,
+    whole: list[Record | None] | None = None,
 ) -> list[list[Example]]:
     """Render each record to the examples it makes: a conversation to one, a text to blocks of `max_tokens`.
 
     `too_long` says what to do with a conversation of more ids: "error", "skip", or "cut" (keep its beginning).
+    `whole` is filled with the record of each conversation's example, or None where it was cut.
     """
     documents = []
     for record, example in rendered(records, template, tokenizer):
@@ -44,7 +47,7 @@ def render_records(
             continue
         if any(stop in m.content for m in record.content if m.role == "assistant" for stop in template.stop):
             report.add(f"answers with {template.stop[0]!r} in them, where chat will end them", record.place)
-        if len(example.ids) > max_tokens:
+        if was_cut := len(example.ids) > max_tokens:
             if too_long == "error":
                 raise DataError(
                     f"{record.place}: expected at most {max_tokens} tokens with markers, got {len(example.ids)}: "
@@ -59,7 +62,18 @@ def render_records(
             report.add("records in which no token of the answer is left to learn, left out", record.place)
             continue
         documents.append([example])
+        if whole is not None:
+            whole.append(None if was_cut else record)
     return documents
+
+
+def last_pair(record: Record) -> Pair | None:
+    """Return the last question of a conversation and its answer, if it ends with both and the answer is learnt."""
+    if isinstance(record.content, str) or len(record.content) < 2:
+        return None
+    question, answer = record.content[-2:]
+    learnt = (question.role, answer.role) == ("user", "assistant") and answer.trained
+    return (question.content, answer.content) if learnt else None
 
 
 def rendered(records: Iterable[Record], template: Template, tokenizer: Tokenizer) -> Iterator[tuple[Record, Example]]:

@@ -54,7 +54,12 @@ class Reply:
     expected: str
     answer: str
     stopped: bool
-    tokens: int = 0  # of the answer
+    ids: tuple[int, ...] = ()  # of the answer, without the end token
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the answer has."""
+        return len(self.ids)
 
     @property
     def exact(self) -> bool:
@@ -164,4 +169,4 @@ def _reply(
     text = "".join(stream_answer(decoder, asked, template, tokenizer, config))
     reason = decoder.finish_reason
     stopped = reason == "stop" or (reason is None and not template.trainable)
-    return Reply(asked[-1].content, expected, text, stopped, len(decoder.ids) - decoder.prompt_tokens)
+    return Reply(asked[-1].content, expected, text, stopped, tuple(decoder.ids[decoder.prompt_tokens :]))

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gpt2chat.checkpoint import Checkpoint
+from gpt2chat.checkpoint import Checkpoint, taught_pairs
 from gpt2chat.conversation import Message
 from gpt2chat.errors import GPT2ChatError
 from gpt2chat.files import atomic_writer, cache_folder
@@ -191,6 +191,7 @@ def _to_plain(loaded: Checkpoint) -> dict[str, Any]:
         "template": loaded.template.to_dict(),
         "trained_length": loaded.trained_length,
         "examples": [dataclasses.asdict(message) for message in loaded.examples],
+        "taught": [list(pair) for pair in loaded.taught],
         "about": loaded.about,
         "history": loaded.history,
     }
@@ -203,6 +204,7 @@ def _from_plain(data: dict[str, Any]) -> Checkpoint:
         template=Template.from_dict(data["template"]),
         trained_length=data["trained_length"],
         examples=[Message(**message) for message in data["examples"]],
+        taught=taught_pairs(data.get("taught", [])),  # younger than the first packs
         about=data["about"],
         history=data["history"],
     )

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from gpt2chat import checkpoint
+from gpt2chat import archive, checkpoint
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import Example, Message, render_prompt
 from gpt2chat.errors import CheckpointError, ConfigError, DataError, DiskFullError
@@ -310,7 +310,7 @@ def check_room(files: RunFiles, parameters: int) -> None:
 def check_replaceable(files: RunFiles) -> None:
     """Refuse to write over what is no checkpoint; raises CheckpointError."""
     for path in (files.best, files.last):
-        if os.path.isfile(path) and os.path.getsize(path) and not checkpoint.is_checkpoint(path):
+        if os.path.isfile(path) and os.path.getsize(path) and not archive.is_checkpoint(path):
             raise CheckpointError(f"{path}: is no checkpoint of gpt2chat and would be overwritten: pass another name")
         if os.path.exists(path) and not os.path.isfile(path):
             found = "a folder" if path.is_dir() else "a device or pipe"

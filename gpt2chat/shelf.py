@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2chat import checkpoint
+from gpt2chat import archive
 from gpt2chat.errors import CheckpointError, ConfigError, GPT2ChatError
 
 SOURCES = {"sft": "taught on conversations", "mid": "on text", "rl": "on preferences", "base": "released weights"}
@@ -97,7 +97,7 @@ def entries() -> list[Entry]:
 def _files(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder that are for use, not those to resume from."""
     paths = [path for path in sorted(folder.glob("*.pt")) if not path.name.endswith(".last.pt") and path.is_file()]
-    return [path for path in paths if checkpoint.is_checkpoint(path)]
+    return [path for path in paths if archive.is_checkpoint(path)]
 
 
 def _entry(path: Path, source: str | None, tag: str) -> Entry:
@@ -116,7 +116,7 @@ def _entry(path: Path, source: str | None, tag: str) -> Entry:
 
 def _facts(path: Path) -> tuple[dict[str, Any], int | None]:
     """Return `about` and the taught length of a checkpoint without reading its weights; raises CheckpointError."""
-    content = checkpoint.unpickle(path, checkpoint.MAPPING)
+    content = archive.unpickle(path, archive.MAPPING)
     about = content.get("about") if isinstance(content, dict) else None
     if not isinstance(content, dict) or not isinstance(about, dict):
         raise CheckpointError("holds no facts about itself")

@@ -41,6 +41,7 @@ def full(config: GPT2Config = CONFIG, **changed: Any) -> Checkpoint:
         "weights": random_weights(config),
         "template": TEMPLATES["alpaca"],
         "examples": [Message("user", "Who? 😀"), Message("assistant", "<|endoftext|>\n")],
+        "taught": [("Who? 😀", "I\n"), ("Who? 😀", "you"), ("", "<|endoftext|>")],
         "about": {"base": "tiny", "arguments": {"epochs": 3, "rate": 1e-4, "files": ["a.json"]}, "none": None},
         "history": [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "loss": 1 / 3, "best": True}],
         "training": {"step": 2, "state": {0: {"exp_avg": torch.randn(3, 4), "step": torch.tensor(2.0)}}},
@@ -158,9 +159,10 @@ def test_rows_of_zeros_survive_compaction(tmp_path: Path) -> None:
         {"weights": {name: tensor / 0 for name, tensor in random_weights(CONFIG).items()}},
         {"weights": {}},
         {"about": {"file": Path("a.json")}},
+        {"taught": [("a", 1)]},
         {"history": [{"loss": numpy.float64(0.5)}]},
     ],
-    ids=["float64", "infinity", "no weights", "a path", "a number of numpy"],
+    ids=["float64", "infinity", "no weights", "a path", "a taught number", "a number of numpy"],
 )
 def test_what_could_not_be_read_back_is_not_written(path: Path, changed: dict[str, Any]) -> None:
     before = path.read_bytes()
@@ -313,7 +315,7 @@ REFUSED: dict[str, Callable[[dict[str, Any]], object]] = {
     "an extra field": lambda content: content.update(more=1),
     "a missing field": lambda content: content.pop("history"),
     "an older version": lambda content: content.update(version=0),
-    "a newer version": lambda content: content.update(version=3),
+    "a newer version": lambda content: content.update(version=4),
     "a version of no kind": lambda content: content.update(version="1"),
     "a history without numbers": lambda content: content.update(history=[{"step": 1, "loss": "x"}]),
     "a length beyond the context": lambda content: content.update(trained_length=17),
@@ -327,6 +329,10 @@ REFUSED: dict[str, Callable[[dict[str, Any]], object]] = {
     "a template without a name": lambda content: content["template"].pop("name"),
     "an example without a role": lambda content: content["examples"].append({"content": "a"}),
     "an example of another role": lambda content: content["examples"].append({"role": "bot", "content": "a"}),
+    "a taught question without an answer": lambda content: content["taught"].append(["a"]),
+    "a taught answer of a number": lambda content: content["taught"].append(["a", 1]),
+    "a taught question of text alone": lambda content: content["taught"].append("ab"),
+    "taught questions by name": lambda content: content.update(taught={"a": "b"}),
     "an example of a number": lambda content: content["examples"].append({"role": "user", "content": 1}),
 }
 
@@ -409,12 +415,14 @@ def test_what_killed_saves_left_behind_is_swept(original: Checkpoint, path: Path
     assert kept == {path.name, *names[1:]}  # another living run's and another file's are none of our business
 
 
-def test_a_file_of_the_first_version_is_read(path: Path, original: Checkpoint) -> None:
+@pytest.mark.parametrize(("version", "missing"), [(1, ["trained_length", "taught"]), (2, ["taught"])])
+def test_a_file_of_an_older_version_is_read(path: Path, original: Checkpoint, version: int, missing: list[str]) -> None:
     content, old = torch.load(path, weights_only=True), path.with_name("old.pt")
-    del content["trained_length"]
-    torch.save({**content, "version": 1}, old)
+    for name in missing:
+        del content[name]
+    torch.save({**content, "version": version}, old)
     loaded = load(old)
-    assert loaded.trained_length is None
+    assert (loaded.trained_length, loaded.taught) == (None, [])
     assert all(torch.equal(loaded.weights[name], original.weights[name]) for name in original.weights)
 
 

@@ -60,10 +60,13 @@ def test_all_that_chat_needs_is_in_the_pack(tiny_model: GPT2, tmp_path: Path) ->
     about = {"base": "tiny", "arguments": {"lr": 1e-4, "list": [1, None, True]}}
     history = [{"step": 3, "loss": 0.5, "validation_loss": None}]
     path = tmp_path / "m.pt"
-    checkpoint.save(Checkpoint(tiny_model.config, weights, TEMPLATES["alpaca"], 77, examples, about, history), path)
+    taught = [("Who? 😀", "I"), ("", "\u2028")]
+    saved = Checkpoint(tiny_model.config, weights, TEMPLATES["alpaca"], 77, examples, about, history, taught=taught)
+    checkpoint.save(saved, path)
     opened(path)
     again = opened(path)[0]
     assert (again.examples, again.about, again.history) == (examples, about, history)
+    assert again.taught == taught
     assert (again.template, again.trained_length, again.config) == (TEMPLATES["alpaca"], 77, tiny_model.config)
     bot = GPT2Chatbot(quantize="int8")
     bot.load_model(path)

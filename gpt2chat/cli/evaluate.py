@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gpt2chat.cli.calibrate import calibrated, calibration_options, check_options, table
 from gpt2chat.cli.options import ModelName, chosen, device_options, sources
 from gpt2chat.cli.terminal import SETTINGS, reports_errors, say
 
 if TYPE_CHECKING:
     from gpt2chat.checkpoint import Checkpoint
     from gpt2chat.conversation import Message
+    from gpt2chat.evaluation import Reply
     from gpt2chat.runtime import Runtime
 
 IN_A_ROW = 200  # so many questions are also asked in one conversation
@@ -31,6 +33,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many pairs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--show", type=click.IntRange(0), default=3, help="Print so many wrong answers.")
+@calibration_options
 @device_options("float32")
 @click.option("--quantize", default="none", help="int8 or int4: also say what rounding the weights changes.")
 @reports_errors
@@ -46,6 +49,7 @@ def evaluate_command(
     Examples:
       gpt2chat eval trained_model.pt --conversation_file data/conversations.json
       gpt2chat eval demo --text_file data/guide.txt --quantize int8
+      gpt2chat eval trained_model.pt --conversation_file heldout.json --calibrate
     """
     from gpt2chat import pretrained
     from gpt2chat.decoding import choose, runtime_of
@@ -53,6 +57,7 @@ def evaluate_command(
 
     if not conversation_file and not text_file:
         raise ConfigError("eval: expected --conversation_file or --text_file, got neither")
+    check_options(checkpoint, conversation_file, **o)
     loaded = pretrained.load(checkpoint)
     choice = chosen(**o)
     runtime = runtime_of(loaded, choice)
@@ -62,7 +67,9 @@ def evaluate_command(
         result["text"] = _text(runtime, texts)
     if conversation_file:
         conversations = _read(conversation_file, loaded, **o)
-        result["conversations"] = _conversations(runtime, loaded, conversations, o["show"])
+        result["conversations"], replies = _conversations(runtime, loaded, conversations, o["show"])
+    if o["calibrate"]:
+        result["confidence"] = calibrated(checkpoint, loaded, runtime, conversations, replies, **o)
     if choice.form != "float32":
         exact = runtime_of(loaded, choose(o["device"], "float32", "none"))
         if text_file:
@@ -106,7 +113,8 @@ def _text(runtime: Runtime, texts: list[str]) -> dict[str, float]:
 
 def _conversations(
     runtime: Runtime, loaded: Checkpoint, conversations: list[tuple[Message, ...]], show: int
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[Reply]]:
+    """Return the figures of a model's answers, and the answers."""
     from tqdm import tqdm
 
     from gpt2chat.evaluation import replies, replies_in_a_row
@@ -122,7 +130,7 @@ def _conversations(
     asked = random.Random(0).sample(conversations, min(IN_A_ROW, len(conversations)))
     rows = replies_in_a_row(runtime, tokenizer, template, asked, loaded.trained_length or n_ctx)
     later = list(tqdm(rows, total=len(asked), desc="in a row", unit="q", disable=None, leave=False))
-    return {
+    figures = {
         "pairs": len(found),
         "exact": round(1 - len(wrong) / len(found), 4),
         "stopped": round(sum(reply.stopped for reply in found) / len(found), 4),
@@ -130,6 +138,7 @@ def _conversations(
         "answers": _answers(runtime, loaded, conversations),
         "tokens_per_second": round(sum(reply.tokens for reply in found) / seconds, 1),
     }
+    return figures, found
 
 
 def _read(files: tuple[Path, ...], loaded: Checkpoint, **o: Any) -> list[tuple[Message, ...]]:
@@ -165,7 +174,7 @@ def _table(result: dict[str, Any]) -> str:
         lines.append(f"  in a row  {row['exact']:.1%} of {row['pairs']} asked one after the other in one conversation")
         lines.append(f"  speed     {pairs['tokens_per_second']:.0f} tokens per second, questions included")
         lines.append(f"  stopped   {pairs['stopped']:.1%} ended by themselves")
-    return "\n".join(lines)
+    return "\n".join(lines + (table(result["confidence"]) if "confidence" in result else []))
 
 
 def _perplexity(figures: dict[str, float]) -> str:

@@ -30,6 +30,7 @@ def inspect_command(checkpoint: str, as_json: bool) -> None:
         "config": loaded.config.to_dict(),
         "template": loaded.template.name,
         "examples": len(loaded.examples),
+        "taught": len(loaded.taught),
         "steps": loaded.history[-1]["step"] if loaded.history else 0,
         "can_resume": loaded.training is not None,
         "about": loaded.about,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,17 @@ import torch
 
 from gpt2chat import checkpoint, pretrained, shelf
 from gpt2chat.checkpoint import Checkpoint
-from gpt2chat.cli.options import WAY_OUT, sources
+from gpt2chat.cli.inputs import read_inputs, rehearse, source_of, taught_by
 from gpt2chat.cli.terminal import shortened
 from gpt2chat.conversation import Example
 from gpt2chat.data import Dataset, render_records, split
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.estimate import CONVERSATION_ROW, TEXT_BLOCK, default_epochs
-from gpt2chat.formats import Library, Source
+from gpt2chat.formats import Library
 from gpt2chat.hardware import pick_device, pick_dtype
 from gpt2chat.model import GPT2, MODEL_SIZES
-from gpt2chat.records import Report
-from gpt2chat.run import Run, RunFiles, check_replaceable, check_room, check_writable, hash_file, stored_settings
+from gpt2chat.records import Record, Report
+from gpt2chat.run import Run, RunFiles, check_room, stored_settings
 from gpt2chat.templates import TEMPLATES, Template, template_named
 from gpt2chat.tokenizer import END_OF_TEXT, Tokenizer
 from gpt2chat.training import Step, TrainConfig, count_steps, default_learning_rate, make_optimizer, train
@@ -68,15 +68,18 @@ class _Data:
     validation: list[Example]
     row_tokens: int
     lines: list[str]
+    learnt: list[Record]  # the conversations that are learnt whole
 
 
 def make_plan(options: dict[str, Any]) -> Plan:
     """Read data and model, choose what was left open, and check all of it before the first step."""
     _check(options)
     report = Report()
-    files, library, hashes = _inputs(options, report)
+    files, library, hashes = read_inputs(options, report)
     base = _base(options)
-    base = _taught(options, base, bool(library.conversations))
+    if options["rehearse"]:
+        rehearse(base, library, hashes)
+    base = _with_template(options, base, bool(library.conversations))
     if not options["dry_run"] and not (base.training or {}).get("finished"):
         check_room(files, base.count())
     data = _prepare(options, base, library, report)
@@ -84,10 +87,11 @@ def make_plan(options: dict[str, Any]) -> Plan:
         raise ConfigError("patience: nothing is held out to validate on: pass --val_fraction 0.1 or more data")
     if data.dataset.conversations:
         base = dataclasses.replace(base, trained_length=data.row_tokens)
+    base = dataclasses.replace(base, taught=taught_by(options, base, data.learnt, data.lines))
     config, lines = _config(options, base, data)
     device = pick_device(options["device"])
     dtype = pick_dtype(options["dtype"], device)
-    about = _about(options, files, base, hashes, dtype) | {"source": _source(library)}
+    about = _about(options, files, base, hashes, dtype) | {"source": source_of(library)}
     settings = _settings(options, hashes, config) | {"about": about}
     run = _run(options, base, files, config, data, dtype, settings)
     total = sum(count_steps(data.dataset, config))
@@ -98,32 +102,6 @@ def make_plan(options: dict[str, Any]) -> Plan:
     lines = [pretrained.describe(base), *data.lines, *notes, *lines]
     lines.append(f"training {total} steps on {device} in {str(dtype).removeprefix('torch.')}, saving to {files.best}")
     return Plan(run, data.dataset, config, dtype, total, every, options["save_every"], lines)
-
-
-def _inputs(options: dict[str, Any], report: Report) -> tuple[RunFiles, Library, dict[str, str]]:
-    """Read the data and check where the run goes, which for a tagged run depends on what the data are."""
-    places = _sources(options, report)
-    tag = options["model_tag"] if not options["resume"] else None
-    files = RunFiles(options["save_path"])
-    if not tag:
-        _check_files(files, places)
-    library, hashes = _read(options, places, report)
-    if tag:
-        files = RunFiles(shelf.tagged(_source(library), tag))
-        _check_files(files, places)
-    if not options["dry_run"]:
-        check_writable(files)
-    return files, library, hashes
-
-
-def _check_files(files: RunFiles, places: Sequence[tuple[Source, str | None]]) -> None:
-    _spare_the_data(files, (source for source, _ in places))
-    check_replaceable(files)
-
-
-def _source(library: Library) -> str:
-    """Return what a model is taught on, in one word."""
-    return "sft" if library.conversations else "mid"
 
 
 def _base(options: dict[str, Any]) -> Checkpoint:
@@ -164,16 +142,7 @@ def _check(options: dict[str, Any]) -> None:
         raise ConfigError("patience: expected a --val_fraction above 0, got 0: there is nothing to validate on")
 
 
-def _spare_the_data(files: RunFiles, sources: Iterable[Source]) -> None:
-    """Refuse to write over what is read."""
-    written = (files.best, files.last, files.metrics, files.curve, files.samples)
-    read = {source.path.resolve() for source in sources}
-    for path in written:
-        if path.resolve() in read:
-            raise ConfigError(f"save_path: {path} is training data and would be overwritten; pass another name")
-
-
-def _taught(options: dict[str, Any], base: Checkpoint, conversations: bool) -> Checkpoint:
+def _with_template(options: dict[str, Any], base: Checkpoint, conversations: bool) -> Checkpoint:
     """Return the model with the template it will be taught, and rows for the tokens that this adds."""
     if options["resume"]:  # the file of a template may have changed since
         return base
@@ -194,33 +163,6 @@ def _template(name: str | None, own: Template, conversations: bool) -> Template:
     return template
 
 
-def _read(
-    options: dict[str, Any], sources: Sequence[tuple[Source, str | None]], report: Report
-) -> tuple[Library, dict[str, str]]:
-    """Read all data files; return their records, and the hash of each file by its name."""
-    separator = options["text_separator"]
-    separator = separator.replace("\\n", "\n").replace("\\t", "\t") if separator else None  # as typed in a shell
-    library, hashes = Library(report, options["format"], separator), dict[str, str]()
-    for source, only in sources:
-        try:
-            library.add(source, only)
-        except DataError as error:
-            way_out = "" if "goes to --" in str(error) else WAY_OUT
-            raise DataError(f"{error}{way_out}") from None
-        hashes[source.label or source.path.as_posix()] = hash_file(source.path)
-    if not library.conversations and not library.texts:
-        raise DataError("nothing is left to learn from: " + "; ".join(report.lines()))
-    return library, hashes
-
-
-def _sources(options: dict[str, Any], report: Report) -> list[tuple[Source, str | None]]:
-    """Return the data files, each with the only kind of records it may hold."""
-    encoding, found = options["encoding"], list[tuple[Source, str | None]]()
-    for option, only in (("conversation_file", "conversations"), ("text_file", "texts"), ("data", None)):
-        found += [(source, only) for source in sources(options[option], encoding, report)]
-    return found
-
-
 def _prepare(options: dict[str, Any], base: Checkpoint, library: Library, report: Report) -> _Data:
     """Render, hold out, mix; the row is as long as the longest conversation needs, and no longer than the context."""
     n_ctx, tokenizer = base.config.n_ctx, Tokenizer.gpt2()
@@ -228,12 +170,17 @@ def _prepare(options: dict[str, Any], base: Checkpoint, library: Library, report
     if limit > n_ctx:
         raise ConfigError(f"max_length: expected at most {n_ctx}, this model's context, got {limit}")
     block = min(options["max_length"] or TEXT_BLOCK, n_ctx)
-    conversations = render_records(library.conversations, base.template, tokenizer, limit, options["too_long"], report)
+    whole = list[Record | None]()
+    conversations = render_records(
+        library.conversations, base.template, tokenizer, limit, options["too_long"], report, whole
+    )
     blocks = render_records(library.texts, base.template, tokenizer, block, "error", report)
     if not conversations and not blocks:
         raise DataError("nothing is left to learn from: " + "; ".join(report.lines()))
     lines = shortened(library.found)
     kept_pairs, held_pairs = _hold_out("conversations", conversations, options, lines)
+    held = set(map(id, held_pairs))
+    learnt = [r for [example], r in zip(conversations, whole, strict=True) if r is not None and id(example) not in held]
     kept_texts, held_texts = _hold_out("text blocks", blocks, options, lines)
     dataset = Dataset(kept_pairs, kept_texts, text_share=options["text_share"])
     if not dataset.examples:
@@ -241,7 +188,7 @@ def _prepare(options: dict[str, Any], base: Checkpoint, library: Library, report
     longest = max(len(example.ids) for example in dataset.examples)
     wanted = max(options["max_length"] or CONVERSATION_ROW if conversations else block, block if blocks else 0)
     row = min(n_ctx, max(wanted, -(-longest // 64) * 64))
-    return _Data(dataset, [*held_pairs, *held_texts], row, lines + _mix_lines(dataset))
+    return _Data(dataset, [*held_pairs, *held_texts], row, lines + _mix_lines(dataset), learnt)
 
 
 def _hold_out(

@@ -74,6 +74,7 @@ class NewFile(click.Path):
     "--chat_template",
     help="How turns are written: a name or a .json file.  [default: the model's own, or chat]",
 )
+@click.option("--rehearse", is_flag=True, help="Learn again, beside the data, the pairs that the model was taught.")
 @click.option("--val_fraction", type=float, help="Share held out to validate.  [default: 0.05 of large data, else 0]")
 @click.option("--eval_every", type=int, help="Steps between validations.  [default: a tenth of the run]")
 @click.option("--patience", type=int, default=0, help="Stop after so many validations without progress; 0 never.")

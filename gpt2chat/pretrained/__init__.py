@@ -8,7 +8,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from gpt2chat import checkpoint
+from gpt2chat import archive, checkpoint
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.errors import CheckpointError, ConfigError, WeightsError
 from gpt2chat.files import near
@@ -86,7 +86,7 @@ def checkpoint_file(name: str) -> Path | None:
     name = canonical_name(name)
     path = BUNDLED if name == DEMO else Path(name)
     with contextlib.suppress(OSError, ValueError):
-        return path if path.is_file() and checkpoint.is_checkpoint(path) else None
+        return path if path.is_file() and archive.is_checkpoint(path) else None
     return None
 
 
@@ -118,7 +118,7 @@ def load_place(path: Path, name: str, adapters: bool = True) -> Checkpoint:
         if not adapters:
             raise WeightsError(f"{path}: expected a whole model, found another adapter")
         return _load_adapted(path, name)
-    if path.is_file() and checkpoint.is_checkpoint(path):
+    if path.is_file() and archive.is_checkpoint(path):
         return checkpoint.load(path)
     if not path.exists():
         return checkpoint.load(path)  # which says what is missing

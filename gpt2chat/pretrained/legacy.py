@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from gpt2chat import checkpoint
+from gpt2chat import archive
 from gpt2chat.errors import CheckpointError
 
 SMALL = 4096  # bytes that are read rather than mapped
@@ -25,7 +25,7 @@ def read(path: Path) -> object:
     with path.open("rb") as file:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # which the tensors keep open
         skimmed = _Skimmed(file, len(mapping))
-        content = checkpoint.unpickle(skimmed, mapped=False)  # type: ignore[arg-type]
+        content = archive.unpickle(skimmed, mapped=False)  # type: ignore[arg-type]
     if isinstance(content, dict):
         return {name: _placed(name, value, mapping, skimmed.places) for name, value in content.items()}
     return content

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gpt2chat import checkpoint
+from gpt2chat import archive
 from gpt2chat.errors import CheckpointError, WeightsError
 from gpt2chat.pretrained import legacy
 from gpt2chat.pretrained.tensorflow import BundleError, find_index, is_index, read_tensors
@@ -127,7 +127,7 @@ def _read_tensors(path: Path) -> dict[str, object]:
         with path.open("rb") as file:
             head = file.read(9)
         if head[:2] == b"PK":
-            return _named(checkpoint.unpickle(path, checkpoint.MAPPING, checkpoint.check_records(path)), path)
+            return _named(archive.unpickle(path, archive.MAPPING, archive.check_records(path)), path)
         if head[8:9] == b"{":
             with safe_open(os.fspath(path), framework="pt") as tensors:
                 return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a dict
@@ -136,7 +136,7 @@ def _read_tensors(path: Path) -> dict[str, object]:
     except CheckpointError as error:
         raise WeightsError(f"{path}: {error}") from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path}: cannot be read, perhaps cut short: {checkpoint.first_line(error)}") from error
+        raise WeightsError(f"{path}: cannot be read, perhaps cut short: {archive.first_line(error)}") from error
     found = "an empty file" if not head else f"a file that begins with {head[:4]!r}"
     raise WeightsError(f"{path}: expected weights (.pt, .pth, .bin, .safetensors, a TensorFlow index), found {found}")
 

@@ -29,6 +29,8 @@ SOURCES = click.Choice(["sft", "mid", "rl", "base"])
 @click.option("--examples", type=FILE, multiple=True, help="Pairs to show the model without training.")
 @click.option("--stop", multiple=True, help="End an answer before this text; repeatable.")
 @answering_options
+@click.option("--fallback", help="Say this in place of an answer that the model is not sure of.")
+@click.option("--confidence", type=float, help="How sure it must be, 0 to 1.  [default: as calibrated, else 0.5]")
 @click.option("--feedback", type=FILE, help="Where /good and /teach keep answers.  [default: beside the checkpoint]")
 @click.option("--json", "as_json", is_flag=True, help="Print each answer as one line of JSON, with what it took.")
 @click.option("--plain", is_flag=True, help="No colours, no figures, nothing drawn again: for screen readers.")
@@ -48,7 +50,10 @@ def chat_command(checkpoint: str | None, prompt: str | None, **options: Any) -> 
       gpt2chat chat -g d8 -s 200
     """
     from gpt2chat.cli.chat.screen import Screen
+    from gpt2chat.errors import ConfigError
 
+    if options["confidence"] is not None and options["fallback"] is None:
+        raise ConfigError("confidence: expected --fallback with what is said instead, got none")
     tolerate_any_text()
     colourless(options["no_color"] or options["plain"])
     interactive = prompt is None and sys.stdin.isatty() and sys.stdout.isatty() and not options["as_json"]
@@ -72,6 +77,8 @@ def _bot(options: dict[str, Any]) -> GPT2Chatbot:
         generation=GenerationConfig(**{name: options[name] for name in GENERATION_NAMES}),
         system=options["system"],
         template=options["template"],
+        fallback=options["fallback"],
+        confidence=options["confidence"],
         stop=[text.replace("\\n", "\n") for text in options["stop"]],
         notice=lambda line: say(f"note: {line}"),
         **computing,
@@ -85,6 +92,8 @@ def _prepare(bot: GPT2Chatbot, options: dict[str, Any]) -> None:
     for path in options["examples"]:
         count = bot.add_custom_examples(read_pairs(path))
         say(f"{count} examples of {path} are shown to the model before the conversation")
+    if bot.fallback is not None:
+        say(f"answers below a confidence of {bot.threshold:.2f} are replaced by the fallback")
     if options["draft"] not in ("auto", "lookup", "none"):
         say(f"{options['draft']} guesses ahead, which changes no answer")
     n_ctx = bot.decoder.runtime.config.n_ctx

@@ -186,6 +186,8 @@ def _show(talk: Talk, argument: str) -> None:
     rows += [(name, str(getattr(bot.generation, name))) for name in DRAWING]
     rows += [("stop", repr(bot.stop)), ("template", bot.template.name), ("system", bot.system or "none")]
     rows += [("examples", str(len(bot.examples) // 2)), ("feedback", str(talk.feedback.path))]
+    if bot.fallback is not None:
+        rows.append(("fallback", f"{bot.fallback!r} below a confidence of {bot.threshold:.2f}"))
     for name, value in rows:
         talk.screen.say(f"{name:18} {value}")
 

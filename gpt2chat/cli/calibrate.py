@@ -1,0 +1,165 @@
+"""`gpt2chat eval --calibrate`: how sure answers must be to be given, as held-out pairs show."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gpt2chat.cli.options import sources, stacked
+from gpt2chat.cli.terminal import say
+
+if TYPE_CHECKING:
+    from gpt2chat.checkpoint import Checkpoint
+    from gpt2chat.confidence import Calibration, Case
+    from gpt2chat.conversation import Message
+    from gpt2chat.evaluation import Reply
+    from gpt2chat.runtime import Runtime
+    from gpt2chat.taught import Pair
+
+SHOWN = (100, 95, 90, 80, 70, 50)  # per cent of the questions
+COVERAGE = 0.9
+OWN_OPTIONS = ("coverage", "precision", "receipt", "taught")
+
+
+def calibration_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --calibrate and what belongs to it."""
+    file, share = click.Path(path_type=Path), click.FloatRange(0, 1, min_open=True)
+    where = "Where --calibrate writes (.json).  [default: NAME.confidence.json beside the checkpoint]"
+    options = (
+        click.option("--calibrate", is_flag=True, help="Learn from held-out pairs how sure an answer must be."),
+        click.option("--coverage", type=share, help="Share of the questions to answer.  [default: 0.9]"),
+        click.option("--precision", type=share, help="Instead: share of the given answers to get right."),
+        click.option("--receipt", type=file, help=where),
+        click.option("--taught", type=file, multiple=True, help="What an older model was taught, if it keeps nothing."),
+    )
+    return stacked(*options)(function)
+
+
+def check_options(name: str, conversation_file: Sequence[Path], calibrate: bool, **o: Any) -> None:
+    """Check what needs no model; raises ConfigError."""
+    from gpt2chat.errors import ConfigError
+
+    if not calibrate:
+        for option in OWN_OPTIONS:
+            if o[option]:
+                raise ConfigError(f"{option}: belongs to --calibrate, which was not passed")
+        return
+    if not conversation_file:
+        raise ConfigError("calibrate: expected --conversation_file with held-out pairs, got none")
+    if o["coverage"] and o["precision"]:
+        raise ConfigError("coverage, precision: expected one of the two, got both")
+    _receipt(name, o["receipt"])
+
+
+def _receipt(name: str, receipt: Path | None) -> Path:
+    """Return where the calibration goes; raises ConfigError for a place that is none or holds something else."""
+    from gpt2chat import pretrained
+    from gpt2chat.confidence import FORM, receipt_path
+    from gpt2chat.errors import ConfigError
+
+    if receipt is None:
+        path = pretrained.checkpoint_file(name)
+        if path is None or pretrained.is_bundled(path):
+            raise ConfigError(f"receipt: {name} is no .pt file of yours that it could lie beside: pass --receipt FILE")
+        receipt = receipt_path(path)
+    elif receipt.suffix != ".json":
+        raise ConfigError(f"receipt: expected a name that ends in .json, got {str(receipt)!r}")
+    if receipt.is_dir() or (receipt.exists() and FORM.encode() not in receipt.read_bytes()[:200] != b""):
+        raise ConfigError(f"receipt: {receipt} holds something else and would be overwritten: pass another name")
+    return receipt
+
+
+def calibrated(
+    name: str,
+    loaded: Checkpoint,
+    runtime: Runtime,
+    conversations: Sequence[Sequence[Message]],
+    replies: Sequence[Reply],
+    coverage: float | None,
+    precision: float | None,
+    receipt: Path | None,
+    taught: Sequence[Path],
+    encoding: str | None,
+    **_: Any,
+) -> dict[str, Any]:
+    """Fit confidence to the answers that a model gave, write the receipt, and return what is shown of it."""
+    from gpt2chat import packs, pretrained
+    from gpt2chat.confidence import Judge, calibrate
+
+    path, file = _receipt(name, receipt), pretrained.checkpoint_file(name)
+    pairs = _pairs(taught, encoding) if taught else loaded.taught
+    if not pairs:
+        say("note: the model keeps no taught questions: pass --taught FILE, or its own probabilities are all there is")
+    content = [[(message.role, message.content) for message in messages] for messages in conversations]
+    found = calibrate(
+        Judge(pairs),
+        list(_cases(runtime, loaded, conversations, replies)),
+        coverage or COVERAGE,
+        precision,
+        model=pretrained.name_of(loaded),
+        checkpoint=packs.identity(file) if file else None,
+        runtime=runtime.description,
+        data_sha256=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+    )
+    if found.known:
+        say(f"note: {found.known} of the {found.pairs} questions were taught word by word: new ones are harder")
+    found.save(path)
+    say(f"saved {path}")
+    return {**found.to_dict(), "receipt": str(path), "table": _rows(found)}
+
+
+def _cases(
+    runtime: Runtime, loaded: Checkpoint, conversations: Sequence[Sequence[Message]], replies: Sequence[Reply]
+) -> Iterator[Case]:
+    """Yield each answer with the log-probabilities of its tokens."""
+    from tqdm import tqdm
+
+    from gpt2chat.confidence import Case
+    from gpt2chat.conversation import render_prompt
+    from gpt2chat.explanation import explain
+    from gpt2chat.generation import Decoder
+    from gpt2chat.tokenizer import Tokenizer
+
+    decoder, tokenizer = Decoder(runtime), Tokenizer.gpt2()
+    pairs = zip(conversations, replies, strict=True)
+    for (*before, _), reply in tqdm(pairs, total=len(replies), desc="scores", unit="q", disable=None, leave=False):
+        scores = explain(decoder, render_prompt(before, loaded.template, tokenizer), reply.ids, top=0)
+        yield Case(reply.question, reply.answer, [score.logprob for score in scores], reply.exact)
+
+
+def _pairs(files: Sequence[Path], encoding: str | None) -> list[Pair]:
+    """Read the pairs that a model was taught."""
+    from gpt2chat.data import last_pair
+    from gpt2chat.formats import read_conversations
+    from gpt2chat.records import Report
+    from gpt2chat.taught import merged
+
+    report = Report()
+    records = read_conversations(sources(files, encoding, report), report)
+    for line in report.lines():
+        say(f"note: {line}")
+    return merged([], filter(None, map(last_pair, records)))
+
+
+def _rows(found: Calibration) -> list[dict[str, float]]:
+    from gpt2chat.confidence import at_coverage
+
+    points = [(share, at_coverage(found.curve, share / 100)) for share in SHOWN]
+    return [{"coverage": s / 100, "precision": round(p.precision, 4), "threshold": p.threshold} for s, p in points]
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """Return lines that show the curve and what was chosen."""
+    lines = ["  confidence  answered   of these right   threshold"]
+    for row in found["table"]:
+        lines.append(f"            {row['coverage']:>10.0%}{row['precision']:>17.1%}{row['threshold']:>12.3f}")
+    lines.append(
+        f"  chosen    {found['threshold']:.3f}: {found['coverage']:.1%} of {found['pairs']} questions are answered, "
+        f"{found['precision']:.1%} of these right"
+    )
+    return lines

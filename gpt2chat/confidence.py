@@ -1,0 +1,324 @@
+"""How sure an answer is: the model's own probabilities, and what it was taught, weighed by what held-out pairs showed.
+
+The weights are those of a logistic regression. Without held-out pairs they are fixed, and good for a first impression.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt2chat.errors import CheckpointError, ConfigError, DataError
+from gpt2chat.files import atomic_writer
+from gpt2chat.run import RunFiles
+from gpt2chat.taught import Nearest, Numbers, Pair, Taught, fold
+
+__all__ = ["Calibration", "Case", "Judge", "Nearest", "Point", "Taught", "calibrate", "load_calibration", "pick"]
+EVIDENCE = ("mean", "least", "similarity", "margin")
+# A constant, and a weight for each kind of evidence: rounded from those of models fine-tuned on 7,894 pairs of small
+# talk; for a model that keeps no taught questions only the constant and the first two count.
+FIXED = (-1.3, 0.2, 0.4, 1.7, 4.4)
+FIXED_ALONE = (-1.2, 0.3, 0.5, 0.0, 0.0)
+SURE = 1e-4  # a doubt that is as good as none
+LEAST_PAIRS, FOLDS, RIDGE = 30, 10, 1.0
+CURVE_POINTS = 100  # that a receipt keeps
+FORM = "gpt2chat confidence 1"
+
+
+@dataclass(frozen=True)
+class Case:
+    """An answer to a held-out question, the log-probability of each of its tokens, and whether it is right."""
+
+    question: str
+    answer: str
+    logprobs: Sequence[float]
+    right: bool
+
+
+@dataclass(frozen=True)
+class Point:
+    """Of all questions the share `coverage` has a confidence of `threshold` or more; `precision` of these are right."""
+
+    coverage: float
+    precision: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What held-out pairs showed about a model: weights, threshold, and the curve by which it was chosen.
+
+    `weights` are a constant and one for each of EVIDENCE. The curve is honest: each pair's confidence comes from a fit
+    that has not seen it. `right` of the `pairs` were answered exactly; `known` of their questions had been taught.
+    `checkpoint` is what `packs.identity` says of the model's file, or None; `taught_sha256` tells its pairs apart.
+    """
+
+    model: str
+    checkpoint: str | None
+    runtime: str
+    taught: int
+    taught_sha256: str
+    data_sha256: str
+    pairs: int
+    right: int
+    known: int
+    weights: tuple[float, ...]
+    threshold: float
+    coverage: float
+    precision: float
+    curve: tuple[Point, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {"format": FORM, **asdict(self), "weights": list(self.weights), "curve": list(map(asdict, self.curve))}
+
+    @classmethod
+    def from_dict(cls, data: object) -> Calibration:
+        """Rebuild from `to_dict`; raises DataError, without the place, for anything else."""
+        if not isinstance(data, dict) or data.get("format") != FORM:
+            raise DataError(f"expected a calibration ({FORM!r}), found something else")
+        types = {field.name: _TYPES[field.name] for field in fields(cls)}
+        if set(data) != {"format", *types}:
+            raise DataError(f"expected the fields {sorted(types)}, found {sorted(map(str, set(data) - {'format'}))}")
+        for name, kinds in types.items():
+            if type(data[name]) not in kinds:
+                raise DataError(f"{name}: expected {kinds[0].__name__}, found {type(data[name]).__name__}")
+        weights = data["weights"]
+        if len(weights) != 1 + len(EVIDENCE) or not all(map(_is_number, weights)):
+            raise DataError(f"weights: expected {1 + len(EVIDENCE)} numbers, found {weights!r}"[:200])
+        if not 0 <= data["right"] <= data["pairs"] or not 0 <= data["known"] <= data["pairs"]:
+            raise DataError(f"right and known: expected 0 to {data['pairs']}, the number of pairs")
+        for name in ("threshold", "coverage", "precision"):
+            _check_share(name, data[name])
+        curve = tuple(map(_point, data["curve"]))
+        plain = {name: data[name] for name in types}
+        return cls(**{**plain, "weights": tuple(weights), "curve": curve})
+
+    def save(self, path: Path) -> None:
+        """Write the receipt; raises CheckpointError when it cannot be written."""
+        with atomic_writer(path) as file:
+            file.write((json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n").encode("utf-8", "replace"))
+
+    def misfit(self, checkpoint: str | None, pairs: Sequence[Pair]) -> str | None:
+        """Say in one line why this is not of the model with this `packs.identity` and these pairs; None if it is."""
+        again = "measure anew with gpt2chat eval CHECKPOINT --conversation_file HELDOUT --calibrate"
+        if checkpoint and self.checkpoint and checkpoint != self.checkpoint:
+            return f"confidence was measured on other weights than these ({self.model}): {again}"
+        if self.taught_sha256 != pairs_sha256(pairs):
+            return f"confidence was measured with {self.taught} taught pairs, not these {len(pairs)}: {again}"
+        return None
+
+
+_NUMBER = (float, int)
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("model", "runtime", "taught_sha256", "data_sha256"), (str,)),
+    **dict.fromkeys(("taught", "pairs", "right", "known"), (int,)),
+    **dict.fromkeys(("threshold", "coverage", "precision"), _NUMBER),
+    **dict.fromkeys(("weights", "curve"), (list,)),
+    "checkpoint": (str, type(None)),
+}
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in _NUMBER and bool(np.isfinite(value))  # type: ignore[call-overload]
+
+
+def _check_share(name: str, value: object) -> None:
+    if not _is_number(value) or not 0 <= value <= 1:  # type: ignore[operator]
+        raise DataError(f"{name}: expected a number from 0 to 1, found {value!r}"[:200])
+
+
+def _point(entry: object) -> Point:
+    names = [field.name for field in fields(Point)]
+    if not isinstance(entry, dict) or set(entry) != set(names):
+        raise DataError(f"curve: expected points of {', '.join(names)}")
+    for name in names:
+        _check_share(f"curve: {name}", entry[name])
+    return Point(**entry)
+
+
+def receipt_path(path: Path) -> Path:
+    """Return where the calibration of a checkpoint lies: `bot.pt` -> `bot.confidence.json`."""
+    return path if path.suffix == ".json" else RunFiles(path).beside("confidence.json")
+
+
+def load_calibration(path: Path) -> Calibration | None:
+    """Read the calibration beside a checkpoint, or a receipt (.json) itself; None where there is none.
+
+    Raises CheckpointError with place and reason for a file of another form.
+    """
+    path = receipt_path(path)
+    try:
+        return Calibration.from_dict(json.loads(path.read_text("utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:  # DataError is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path}: {reason}: remove it, or write it anew with eval --calibrate") from error
+
+
+def pairs_sha256(pairs: Iterable[Pair]) -> str:
+    """Return what tells taught pairs apart."""
+    return hashlib.sha256(json.dumps([list(pair) for pair in pairs]).encode()).hexdigest()
+
+
+class Judge:
+    """Says how likely an answer is right, given what the model was taught."""
+
+    def __init__(self, pairs: Iterable[Pair] | Taught, calibration: Calibration | None = None) -> None:
+        self.taught = pairs if isinstance(pairs, Taught) else Taught(pairs)
+        self.calibration = calibration
+        fixed = FIXED if len(self.taught) else FIXED_ALONE
+        self.weights = calibration.weights if calibration else fixed
+        self._codes: dict[str, int] = {}
+        answers = [self._codes.setdefault(fold(answer), len(self._codes)) for _, answer in self.taught.pairs]
+        self._answers = np.array(answers, np.int64)
+
+    def evidence(self, question: str, answer: str, logprobs: Sequence[float]) -> Numbers:
+        """Return the four figures (EVIDENCE) that speak for an answer.
+
+        mean, least: log-odds of the mean log-probability of its tokens, and of the least. similarity: of the nearest
+        taught question. margin: how much nearer a question with this very answer was taught than one with any other;
+        above 0 when the answer is that of the nearest question.
+        """
+        tokens = np.array(logprobs, np.float64) if len(logprobs) else np.array([-np.inf])
+        similarity = margin = 0.0
+        if len(self.taught):
+            similarities = self.taught.similarities(question)
+            same = self._answers == self._codes.get(fold(answer), -1)
+            similarity = float(similarities.max())
+            margin = float(similarities.max(initial=0, where=same) - similarities.max(initial=0, where=~same))
+        return np.array([_log_odds(tokens.mean()), _log_odds(tokens.min()), similarity, margin])
+
+    def confidence(self, question: str, answer: str, logprobs: Sequence[float]) -> float:
+        """Return how likely the answer is right, from 0 to 1; the end token's log-probability is not among `logprobs`.
+
+        An answer of no tokens is judged as one that the model finds impossible.
+        """
+        return float(_sigmoid(_sums(self.evidence(question, answer, logprobs)[None], np.array(self.weights)))[0])
+
+
+def _log_odds(logprob: float) -> float:
+    """Return log p - log(1 - p), kept between -20 and 9."""
+    return max(-20.0, float(logprob - np.log(SURE - np.expm1(min(0.0, logprob)))))
+
+
+def _sums(evidence: Numbers, weights: Numbers) -> Numbers:
+    return np.asarray(weights[0] + evidence @ weights[1:], np.float64)
+
+
+def _sigmoid(sums: Numbers) -> Numbers:
+    return np.asarray(1 / (1 + np.exp(-np.clip(sums, -500, 500))), np.float64)
+
+
+def fitted(evidence: Numbers, right: Numbers) -> Numbers:
+    """Return the weights (1 + K,) of a logistic regression on evidence (N, K) and what was right (N,), 0 or 1.
+
+    Newton's method with a ridge on the weights of the standardised figures. The targets are drawn in a little (Platt
+    1999), so that the weights stay finite when the figures part right from wrong, or all are right.
+    """
+    mean, spread = evidence.mean(0), evidence.std(0)
+    spread = np.where(spread > 1e-9, spread, 1.0)
+    rows = np.column_stack([np.ones(len(evidence)), (evidence - mean) / spread])
+    count = right.sum()
+    targets = np.where(right > 0, (count + 1) / (count + 2), 1 / (len(right) - count + 2))
+    ridge = np.diag([0.0] + [RIDGE] * evidence.shape[1])
+    weights = np.zeros(rows.shape[1])
+    for _ in range(100):
+        shares = _sigmoid(rows @ weights)
+        slope = rows.T @ (targets - shares) - ridge @ weights
+        step = np.linalg.solve((rows * (shares * (1 - shares) + 1e-9)[:, None]).T @ rows + ridge, slope)
+        step *= min(1.0, 4 / np.abs(step).max(initial=1e-12))
+        weights += step
+        if np.abs(step).max() < 1e-10:
+            break
+    scaled = weights[1:] / spread
+    return np.concatenate([[weights[0] - scaled @ mean], scaled])
+
+
+def out_of_fold(evidence: Numbers, right: Numbers, folds: int = FOLDS, seed: int = 0) -> Numbers:
+    """Return the confidence (N,) in each case by a fit to the cases of the other folds alone."""
+    order = np.random.default_rng(seed).permutation(len(right))
+    order = order[np.argsort(right[order], kind="stable")]  # each fold has its share of what was right
+    fold_of, found = np.empty(len(right), np.int64), np.empty(len(right))
+    fold_of[order] = np.arange(len(right)) % folds
+    for number in range(folds):
+        mine = fold_of == number
+        if mine.any():
+            found[mine] = _sigmoid(_sums(evidence[mine], fitted(evidence[~mine], right[~mine])))
+    return found
+
+
+def risk_coverage(confidences: Sequence[float], right: Sequence[bool]) -> list[Point]:
+    """Return a point for each different confidence as the threshold, the highest first; the last covers everything."""
+    ordered = np.asarray(confidences, np.float64)
+    order = np.argsort(-ordered, kind="stable")
+    ordered, hits = ordered[order], np.cumsum(np.asarray(right, np.int64)[order])
+    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)) if len(ordered) else np.zeros(0, np.int64)
+    counts = last + 1
+    table = zip(counts / max(1, len(ordered)), hits[last] / counts, ordered[last], strict=True)
+    return [Point(float(coverage), float(precision), float(threshold)) for coverage, precision, threshold in table]
+
+
+def at_coverage(curve: Sequence[Point], coverage: float) -> Point:
+    """Return the point of the highest threshold that still covers so much."""
+    return next(point for point in curve if point.coverage >= coverage - 1e-9)
+
+
+def pick(curve: Sequence[Point], coverage: float = 0.9, precision: float | None = None) -> Point:
+    """Choose a threshold: the highest that covers `coverage`, or the lowest whose answers reach `precision`.
+
+    Raises ConfigError when no threshold reaches that.
+    """
+    if precision is None:
+        return at_coverage(curve, coverage)
+    reaching = [point for point in curve if point.precision >= precision]
+    if not reaching:
+        best = max(curve, key=lambda point: (point.precision, point.coverage))
+        raise ConfigError(
+            f"precision: expected at most {best.precision:.4f}, reached for {best.coverage:.0%} of the questions, "
+            f"got {precision:g}"
+        )
+    return reaching[-1]
+
+
+def calibrate(
+    judge: Judge, cases: Sequence[Case], coverage: float = 0.9, precision: float | None = None, **about: Any
+) -> Calibration:
+    """Fit the weights to held-out cases and choose a threshold; `about` fills in the fields that name model and data.
+
+    Raises DataError for cases that nothing can be learnt from.
+    """
+    count, wrong = len(cases), sum(not case.right for case in cases)
+    if count < LEAST_PAIRS:
+        raise DataError(f"calibrate: expected at least {LEAST_PAIRS} held-out pairs, found {count}: hold out more")
+    if wrong in (0, count):
+        found = "all are right: pass harder ones" if not wrong else "all are wrong: train the model on more like these"
+        raise DataError(
+            f"calibrate: expected right and wrong answers among the {count} held-out pairs, found that {found}"
+        )
+    evidence = np.array([judge.evidence(case.question, case.answer, case.logprobs) for case in cases])
+    right = np.array([case.right for case in cases], np.float64)
+    curve = risk_coverage(out_of_fold(evidence, right).tolist(), [case.right for case in cases])
+    chosen = pick(curve, coverage, precision)
+    steps = dict.fromkeys(at_coverage(curve, (i + 1) / CURVE_POINTS) for i in range(CURVE_POINTS))
+    questions = {fold(question) for question, _ in judge.taught.pairs}
+    return Calibration(
+        **about,
+        taught=len(judge.taught),
+        taught_sha256=pairs_sha256(judge.taught.pairs),
+        pairs=count,
+        right=count - wrong,
+        known=sum(fold(case.question) in questions for case in cases),
+        weights=tuple(fitted(evidence, right).tolist()),
+        threshold=chosen.threshold,
+        coverage=chosen.coverage,
+        precision=chosen.precision,
+        curve=tuple(steps),
+    )
