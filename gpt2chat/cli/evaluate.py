@@ -58,8 +58,7 @@ def evaluate_command(
     if not conversation_file and not text_file:
         raise ConfigError("eval: expected --conversation_file or --text_file, got neither")
     check_options(checkpoint, conversation_file, **o)
-    loaded = pretrained.load(checkpoint)
-    choice = chosen(**o)
+    loaded, choice = pretrained.load(checkpoint), chosen(**o)
     runtime = runtime_of(loaded, choice)
     result: dict[str, Any] = {"checkpoint": checkpoint, "runtime": runtime.description}
     if text_file:
