@@ -165,7 +165,7 @@ def test_a_new_folder_trains_at_once_and_knows_its_pairs(place: Path) -> None:
     scores = ["eval", "trained_model.pt", "--conversation_file", "data/conversations.json", "--json"]
     result = spawn(["-m", "gpt2chat", *scores], folder)
     found = json.loads(result.stdout)["conversations"]
-    assert (found["exact"], found["stopped"], found["count"]) == (1.0, 1.0, 20)
+    assert (found["exact"], found["stopped"], found["pairs"]) == (1.0, 1.0, 20)
     chat = spawn(["-m", "gpt2chat", "chat", "--temperature", "0"], folder, stdin="How can I pay?\n")
     assert chat.stdout == "In cash or by card. We do not take cheques.\n"
 
