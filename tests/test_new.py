@@ -49,8 +49,8 @@ def test_a_new_folder_holds_all_files_and_the_next_commands_are_printed(place: P
     files = {name for name, content in contents(place / "my-bot").items() if content is not None}
     assert files == {"README.md", "train.toml", ".gitignore", "data/conversations.json", "data/notes.txt"}
     first, second = result.stdout.splitlines()
-    assert first.endswith("train --config train.toml") and first.startswith("cd my-bot && ")
-    assert second.endswith("chat")
+    assert first.endswith("train --config my-bot/train.toml")
+    assert second.endswith("chat my-bot/trained_model.pt")
     assert os.listdir(place) == ["my-bot"]
 
 
@@ -95,7 +95,7 @@ def test_an_empty_folder_is_filled(place: Path) -> None:
 def test_a_folder_elsewhere_and_one_with_blanks_work(place: Path) -> None:
     (place / "bots").mkdir()
     result = invoke("new", "bots/my first")
-    assert result.stdout.startswith("cd 'bots/my first' && ")
+    assert "train --config 'bots/my first/train.toml'\n" in result.stdout
     assert (place / "bots" / "my first" / "data" / "notes.txt").is_file()
 
 
@@ -165,7 +165,7 @@ def test_a_new_folder_trains_at_once_and_knows_its_pairs(place: Path) -> None:
     scores = ["eval", "trained_model.pt", "--conversation_file", "data/conversations.json", "--json"]
     result = spawn(["-m", "gpt2chat", *scores], folder)
     found = json.loads(result.stdout)["conversations"]
-    assert (found["exact"], found["stopped"], found["count"]) == (1.0, 1.0, 20)
+    assert (found["exact"], found["stopped"], found["pairs"]) == (1.0, 1.0, 20)
     chat = spawn(["-m", "gpt2chat", "chat", "--temperature", "0"], folder, stdin="How can I pay?\n")
     assert chat.stdout == "In cash or by card. We do not take cheques.\n"
 

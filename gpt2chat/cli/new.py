@@ -36,14 +36,15 @@ def new_command(name: str) -> None:
     \b
     Examples:
       gpt2chat new my-bot
-      cd my-bot && gpt2chat train --config train.toml && gpt2chat chat
+      gpt2chat train --config my-bot/train.toml
+      gpt2chat chat my-bot/trained_model.pt
     """
     folder = Path(name)
     _check(folder, name)
     _write(folder)
     say(f"made {folder}: {', '.join(FILES.values())}")
-    click.echo(f"cd {shlex.quote(str(folder))} && {program('train')} --config train.toml")
-    click.echo(program("chat"))
+    click.echo(f"{program('train')} --config {shlex.quote(str(folder / 'train.toml'))}")
+    click.echo(f"{program('chat')} {shlex.quote(str(folder / 'trained_model.pt'))}")
 
 
 def _check(folder: Path, name: str) -> None:
