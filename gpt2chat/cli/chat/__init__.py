@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.options import GENERATION_NAMES, answering_options
+from gpt2chat.cli.options import GENERATION_NAMES, ModelName, answering_options
 from gpt2chat.cli.terminal import SETTINGS, colourless, reports_errors, say, tolerate_any_text
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ SOURCES = click.Choice(["sft", "mid", "rl", "base"])
 
 
 @click.command("chat", context_settings=SETTINGS)
-@click.argument("checkpoint", required=False)
+@click.argument("checkpoint", required=False, type=ModelName())
 @click.option("-p", "--prompt", help="Answer this and leave; - reads it from standard input.")
 @click.option("-i", "--source", type=SOURCES, help="Of the newest: taught on conversations, text, preferences; base.")
 @click.option("-g", "--model_tag", help="The run to talk to; gpt2chat ls lists them.")
