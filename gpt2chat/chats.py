@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ class Feedback:
     path: Path
     model: str
     pairs: int = 0  # that this object has added
+    _approved: tuple[list[Message], int, int] | None = None  # what was last, and where it begins and ends in the file
 
     @property
     def preferences(self) -> Path:
@@ -84,16 +86,27 @@ class Feedback:
 
     def approve(self, messages: Sequence[Message]) -> None:
         """Keep a conversation for its last answer; the earlier ones are not learnt from."""
+        if self._approved and self._approved[0] == list(messages):
+            return
         *before, answer = messages
+        begin = self.path.stat().st_size if self.path.exists() else 0
         shown = [Message(m.role, m.content, m.role != "assistant") for m in before]
         self._add([*shown, Message("assistant", answer.content)], "good")
+        self._approved = list(messages), begin, self.path.stat().st_size
 
     def teach(self, question: Message, answer: str) -> None:
         """Keep the right answer to a question, as a pair."""
         self._add([question, Message("assistant", answer)], "teach")
 
     def reject(self, messages: Sequence[Message], chosen: str | None = None) -> None:
-        """Keep the last answer as one that was not wanted, and what was chosen in its place."""
+        """Keep the last answer as one that was not wanted, and what was chosen in its place.
+
+        If it was just approved, that is taken back.
+        """
+        if self._approved and self._approved[0] == list(messages) and self.path.stat().st_size == self._approved[2]:
+            os.truncate(self.path, self._approved[1])
+            self.pairs -= 1
+        self._approved = None
         *prompt, answer = messages
         row = {"prompt": as_rows([Message(m.role, m.content) for m in prompt])}
         if chosen is not None:

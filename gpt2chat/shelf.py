@@ -17,6 +17,7 @@ from gpt2chat.errors import CheckpointError, ConfigError, GPT2ChatError
 
 SOURCES = {"sft": "taught on conversations", "mid": "on text", "rl": "on preferences", "base": "released weights"}
 STEP = re.compile(r"_(\d{6,})$")  # of the stem of a file that holds one step of a run
+OWN = "trained_model.pt"  # where training puts a model unless told otherwise
 BEST = "model.pt"  # of a tagged run: the weights that are for use
 TAG = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
@@ -97,7 +98,7 @@ def entries() -> list[Entry]:
 def _files(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder that are for use, not those to resume from."""
     paths = [path for path in sorted(folder.glob("*.pt")) if not path.name.endswith(".last.pt") and path.is_file()]
-    return [path for path in paths if archive.is_checkpoint(path)]
+    return [path for path in paths if path.name == OWN or archive.is_checkpoint(path)]
 
 
 def _entry(path: Path, source: str | None, tag: str) -> Entry:
@@ -139,6 +140,8 @@ def find(source: str | None = None, tag: str | None = None, step: int | None = N
         found = usable[0] if step is not None or not best.exists() else dataclasses.replace(usable[0], path=best)
         return found, len(usable)
     if (source, tag, step) == (None, None, None):
+        if fitting:
+            raise CheckpointError(f"{fitting[0].path}: {fitting[0].fault}")
         return None, 0
     asked = ", ".join(f"{name} {value}" for name, value in _named(source, tag, step) if value is not None)
     raise CheckpointError(f"no checkpoint of {asked}: {_there(there)}")

@@ -79,13 +79,13 @@ def answer(path: Path, *questions: str, tokens: int = 12) -> list[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0] if command else "gpt2chat")
-def test_help_shows_two_examples(command: list[str]) -> None:
+def test_help_shows_examples(command: list[str]) -> None:
     for flag in ("--help", "-h"):
         result = invoke(*command, flag)
         assert result.exit_code == 0
         _, _, after = result.stdout.partition("Examples:\n")
         examples = [line.strip() for line in after.split("\n\n")[0].splitlines()]
-        assert len(examples) == 2
+        assert len(examples) >= 2
         assert all(line.startswith(("python ", "gpt2chat ")) for line in examples)
 
 
@@ -345,7 +345,7 @@ def test_a_pipe_gets_the_answers_and_nothing_else(tiny: Path, place: Path) -> No
     assert result.stdout.splitlines() == [*answer(tiny, "Hello", "And you?"), *answer(tiny, "Hello")]
     assert "1.6 M parameters" in result.stderr
     assert "/nonsense is not a command" in result.stderr
-    assert result.stderr.count("/new, /reset, reset, clear") == 2
+    assert result.stderr.count("start a new conversation") == 2
     assert "A new conversation." in result.stderr
     assert "\r" not in result.stderr and "\x1b" not in result.stderr + result.stdout
 
@@ -362,7 +362,7 @@ def test_a_leaving_word_ends_the_chat(word: str, tiny: Path, place: Path) -> Non
     assert (result.exit_code, result.stdout) == (0, "")
 
 
-@pytest.mark.parametrize("line", ["/foo", "/temp", "/topic", "/resetall now", "/"])
+@pytest.mark.parametrize("line", ["/foo", "/resetall now", "/", "/temperatur 1"])
 def test_an_unknown_command_is_not_sent_to_the_model(line: str, tiny: Path, place: Path) -> None:
     result = invoke("chat", tiny, stdin=f"{line}\n")
     assert (result.exit_code, result.stdout) == (0, "")
@@ -372,13 +372,15 @@ def test_an_unknown_command_is_not_sent_to_the_model(line: str, tiny: Path, plac
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("/temp 0.3", "temp: 0.3"),
-        ("temp 0", "temp: 0"),
+        ("/temp 0.3", "temperature: 0.3"),
+        ("temp 0", "temperature: 0"),
+        ("/temp", "/set temp: expected a value"),
+        ("/topic", "/set topic: expected a value"),
         ("top_p 0.9", "top_p: 0.9"),
         ("/TOP_K 5", "top_k: 5"),
         ("length brief", "length: brief"),
         ("/topic cooking at home", "topic: cooking at home"),
-        ("/temp hot", "could not convert"),
+        ("/temp hot", "temperature: expected a number, got 'hot'"),
         ("/top_p 2", "top_p: expected a number above 0, at most 1, got 2.0"),
         ("/length endless", "expected one of brief, conversational, normal, detailed"),
     ],
@@ -439,14 +441,14 @@ def test_a_message_that_does_not_fit_ends_its_answer_and_not_the_chat(tiny: Path
 def test_without_a_checkpoint_the_one_in_this_folder_is_used_and_said(place: Path) -> None:
     save_tiny(place / "trained_model.pt", seed=5)
     result = invoke("chat", "-p", "Hello", *GREEDY)
-    assert result.stderr.startswith("using trained_model.pt: it is in this folder\n")
+    assert result.stderr.startswith("using trained_model.pt, the only checkpoint here\n")
     assert result.stdout.splitlines() == answer(place / "trained_model.pt", "Hello")
 
 
 def test_without_any_checkpoint_the_demo_model_is_used_and_said(place: Path) -> None:
     result = invoke("chat", "-p", "Hello", *GREEDY)
     assert result.exit_code == 0
-    assert result.stderr.startswith("using demo: no trained_model.pt is here\n")
+    assert result.stderr.startswith("using demo, the built-in model: no checkpoint of your own is here")
     assert result.stdout.strip()
 
 
@@ -527,7 +529,7 @@ def test_inspect_tells_the_same_to_people_and_to_programs(tiny: Path, place: Pat
     assert train(tiny, "--epochs", "2").exit_code == 0
     for name, resumable in (("trained_model.pt", False), ("trained_model.last.pt", True)):
         found = json.loads(invoke("inspect", name, "--json").stdout)
-        assert found.keys() == {"model", "config", "template", "examples", "steps", "can_resume", "about"}
+        assert found.keys() == {"model", "config", "template", "examples", "steps", "can_resume", "taught", "about"}
         assert (found["template"], found["steps"], found["can_resume"]) == ("chat", 2, resumable)
         assert found["config"]["n_ctx"] == 128
         assert list(found["about"]["data_sha256"]) == ["pairs.json"]

@@ -66,7 +66,7 @@ def write_pieces(pieces: Iterable[str]) -> None:
 def in_words(seconds: float) -> str:
     """Return a rough time as people say it."""
     if seconds < 90:
-        return f"{max(1, round(seconds))} seconds"
+        return f"{round(seconds)} seconds" if seconds >= 1.5 else "a second"
     return f"{seconds / 60:.0f} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} hours"
 
 

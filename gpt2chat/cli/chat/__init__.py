@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gpt2chat.cli.config import is_given
 from gpt2chat.cli.options import GENERATION_NAMES, ModelName, answering_options
 from gpt2chat.cli.terminal import SETTINGS, colourless, reports_errors, say, tolerate_any_text
 
 if TYPE_CHECKING:
     from gpt2chat.chatbot import GPT2Chatbot
+    from gpt2chat.cli.chat.screen import Screen
 
 FILE = click.Path(path_type=Path)
 SOURCES = click.Choice(["sft", "mid", "rl", "base"])
@@ -58,7 +60,7 @@ def chat_command(checkpoint: str | None, prompt: str | None, **options: Any) -> 
     colourless(options["no_color"] or options["plain"])
     interactive = prompt is None and sys.stdin.isatty() and sys.stdout.isatty() and not options["as_json"]
     screen = Screen(interactive, options["as_json"], options["plain"])
-    bot = _bot(options)
+    bot = _bot(options, screen)
     name = open_model(bot, checkpoint, options["source"], options["model_tag"], options["step"])
     _prepare(bot, options)
     if prompt is not None:
@@ -67,7 +69,7 @@ def chat_command(checkpoint: str | None, prompt: str | None, **options: Any) -> 
         talk(bot, name, screen, options["feedback"], history=not options["no_history"])
 
 
-def _bot(options: dict[str, Any]) -> GPT2Chatbot:
+def _bot(options: dict[str, Any], screen: Screen) -> GPT2Chatbot:
     from gpt2chat.chatbot import GPT2Chatbot
     from gpt2chat.sampling import GenerationConfig
 
@@ -80,7 +82,7 @@ def _bot(options: dict[str, Any]) -> GPT2Chatbot:
         fallback=options["fallback"],
         confidence=options["confidence"],
         stop=[text.replace("\\n", "\n") for text in options["stop"]],
-        notice=lambda line: say(f"note: {line}"),
+        notice=lambda line: screen.say(f"note: {line}"),
         **computing,
     )
 
@@ -96,8 +98,8 @@ def _prepare(bot: GPT2Chatbot, options: dict[str, Any]) -> None:
         say(f"answers below a confidence of {bot.threshold:.2f} are replaced by the fallback")
     if options["draft"] not in ("auto", "lookup", "none"):
         say(f"{options['draft']} guesses ahead, which changes no answer")
-    n_ctx = bot.decoder.runtime.config.n_ctx
-    if bot.generation.max_new_tokens > n_ctx:
+    n_ctx, given = bot.decoder.runtime.config.n_ctx, is_given(click.get_current_context(), "max_new_tokens")
+    if given and bot.generation.max_new_tokens > n_ctx:
         say(f"note: --max_new_tokens {bot.generation.max_new_tokens} is more than the context of {n_ctx} tokens holds")
 
 
@@ -134,12 +136,14 @@ def _found(name: str | None, source: str | None, tag: str | None, step: int | No
     return str(entry.path)
 
 
-def talk(bot: GPT2Chatbot, name: str, screen: Any = None, feedback: Path | None = None, history: bool = True) -> None:
+def talk(
+    bot: GPT2Chatbot, name: str, screen: Screen | None = None, feedback: Path | None = None, history: bool = True
+) -> None:
     """Read messages until the end of input; answers go to stdout, everything else to stderr."""
     from gpt2chat.cli.chat.commands import completions
     from gpt2chat.cli.chat.lines import open_lines
+    from gpt2chat.cli.chat.loop import Talk
     from gpt2chat.cli.chat.screen import Screen
-    from gpt2chat.cli.chat.talk import Talk
 
     screen = screen or Screen(sys.stdin.isatty() and sys.stdout.isatty())
     lines = open_lines(screen.interactive, history, completions, screen.plain)

@@ -17,7 +17,7 @@ from gpt2chat.cli.chat import teaching
 from gpt2chat.cli.chat.screen import explained
 
 if TYPE_CHECKING:
-    from gpt2chat.cli.chat.talk import Talk
+    from gpt2chat.cli.chat.loop import Talk
 
 REGEN_TEMPERATURE = 0.8  # when answers are greedy, and asking again would bring the same one
 SHOWN_TOKENS = 40  # of an answer, by /why
@@ -151,7 +151,8 @@ def _set(talk: Talk, argument: str) -> None:
     elif not value:
         raise ConfigError(f"/set {name}: expected a value, as in /set temperature 0.7")
     else:
-        set_option(talk, SHORT.get(name, name), value)
+        name = SHORT.get(name, name)
+        set_option(talk, name, value)
         talk.screen.say(f"{name}: {value}")
 
 
@@ -303,8 +304,8 @@ def handle(talk: Talk, line: str) -> bool:
     elif name.startswith("/") and SHORT.get(name[1:], name[1:]) in SETTINGS:
         _set(talk, line[1:])
     elif name.startswith("/"):
-        near = difflib.get_close_matches(name, BY_NAME, n=1)
-        talk.screen.say(f"{name} is no command{_meant(near)}; /help shows them. Nothing was sent to the model.")
+        near = difflib.get_close_matches(name, BY_NAME, n=1) if len(name) > 2 else []
+        talk.screen.say(f"{name} is not a command{_meant(near)}; /help shows them. Nothing was sent to the model.")
     else:
         return "\n" not in line and _is_setting(talk, name, argument)
     return True

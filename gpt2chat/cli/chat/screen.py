@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,6 +43,10 @@ class Screen:
         for line in text.splitlines() or [""]:
             say(fold(line, self.width) if self.interactive else line)
 
+    def show_command(self, command: str) -> None:
+        """Print what can be copied to a shell: in one line, however long."""
+        say(f"  {command}")
+
     def dim(self, text: str) -> None:
         """Print what matters less."""
         say(text if self.plain else click.style(text, dim=True))
@@ -54,7 +58,7 @@ class Screen:
         """
         if self.interactive:
             click.echo("Bot: " if self.plain else click.style("Bot: ", bold=True), nl=False)
-        with Signals():
+        with Signals(), _without_echo():
             try:
                 self._pieces(reply)
             except Interrupted:
@@ -84,6 +88,24 @@ class Screen:
         finally:
             click.echo(wrap.flush(self.width) if wrap else "", nl=False)
         click.echo()
+
+
+@contextlib.contextmanager
+def _without_echo() -> Iterator[None]:
+    """Keep what is typed meanwhile off the screen; the next prompt shows it."""
+    try:
+        import termios
+
+        before = termios.tcgetattr(sys.stdin)
+    except (ImportError, OSError, ValueError, termios.error):  # no terminal, or one of another kind
+        yield
+        return
+    quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    try:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 class Wrap:

@@ -11,7 +11,7 @@ from gpt2chat.cli.terminal import in_words, program
 
 if TYPE_CHECKING:
     from gpt2chat.chats import Feedback
-    from gpt2chat.cli.chat.talk import Talk
+    from gpt2chat.cli.chat.loop import Talk
     from gpt2chat.conversation import Message
 
 
@@ -91,7 +91,7 @@ def offer(talk: Talk) -> None:
     pairs = f"{count} new pair{'' if count == 1 else 's'}"
     if not talk.screen.interactive:
         talk.screen.say(f"{pairs} in {talk.feedback.path}; learn {'it' if count == 1 else 'them'} with:")
-        talk.screen.say(f"  {_command(_arguments(talk))}")
+        talk.screen.show_command(_command(_arguments(talk)))
         return
     try:
         answer = talk.lines.read(f"{pairs}, retrain now? about {in_words(_seconds(talk))} [y/N] ")
@@ -100,7 +100,8 @@ def offer(talk: Talk) -> None:
     if answer.strip().lower() in ("y", "yes"):
         talk.handle("/retrain")
     else:
-        talk.screen.say(f"Later: {_command(_arguments(talk))}")
+        talk.screen.say("Later:")
+        talk.screen.show_command(_command(_arguments(talk)))
 
 
 def retrain(talk: Talk, argument: str) -> None:
@@ -112,7 +113,7 @@ def retrain(talk: Talk, argument: str) -> None:
     if not talk.feedback.path.exists():
         raise ConfigError(f"/retrain: expected answers in {talk.feedback.path}, found none: /good and /teach keep them")
     arguments = _arguments(talk)
-    talk.screen.say(f"{_command(arguments)}    (about {in_words(_seconds(talk))})")
+    talk.screen.show_command(f"{_command(arguments)}    # about {in_words(_seconds(talk))}")
     try:
         train_command.main(arguments, prog_name=program("train"), standalone_mode=False)
     except SystemExit as end:
