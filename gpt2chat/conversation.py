@@ -19,6 +19,7 @@ from gpt2chat.templates import Template as Template
 from gpt2chat.templates import template_named as template_named
 from gpt2chat.tokenizer import Tokenizer
 
+USUAL_LENGTH = 8  # characters that a token may have before it is worth looking closely
 ROLES = ("system", "user", "assistant")
 
 
@@ -267,14 +268,23 @@ class _Ruler:
         return self.length([*self._system, *turn]) - self.length(self._system) - self.length(turn)
 
     def fitting(self, groups: Iterable[list[list[Message]]], budget: int) -> list[list[list[Message]]]:
-        """Drop oldest turns of each group until it fits into what the groups before it leave."""
+        """Drop oldest turns of each group until it fits into what the groups before it leave.
+
+        Turns are measured from the newest on, and no more of them than may fit: a chat can be as long as it likes.
+        """
+        slack = len(self._tokenizer.encode(self._template.user_prefix)) + 8  # by which a first turn may be shorter
         kept: list[list[list[Message]]] = []
         for group in groups:
-            apart = [self.length(turn) for turn in group]
             opens = not any(map(len, kept))  # whether the first turn of all is one of these
-            sizes = [sum(apart[n:]) + (self.opening(turn) if opens else 0) for n, turn in enumerate(group)]
-            first = next((n for n, size in enumerate(sizes) if size <= budget), len(group))
-            budget -= sum(sizes[first : first + 1])
+            first, used, total = len(group), 0, 0
+            for at in range(len(group) - 1, -1, -1):
+                total += self.length(group[at])
+                size = total + (self.opening(group[at]) if opens else 0)
+                if size <= budget:
+                    first, used = at, size
+                elif total > budget + slack:
+                    break
+            budget -= used
             kept.append(group[first:])
         return kept
 
@@ -292,7 +302,8 @@ def fit(
     examples = turns([message for message in pinned if message.role != "system"])
     *old, newest = turns(live) or [[]]
     whole = [*system, *[message for turn in examples for message in turn], *live]
-    if len(render_prompt(whole, template, tokenizer)) <= max_tokens:
+    likely = sum(len(message.content) for message in whole) <= USUAL_LENGTH * max_tokens
+    if likely and len(render_prompt(whole, template, tokenizer)) <= max_tokens:
         return whole, 0
     ruler = _Ruler(system, template, tokenizer)
     tail, budget = len(render_prompt(newest, template, tokenizer)), max_tokens - ruler.length(system)

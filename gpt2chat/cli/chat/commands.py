@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 REGEN_TEMPERATURE = 0.8  # when answers are greedy, and asking again would bring the same one
 SHOWN_TOKENS = 40  # of an answer, by /why
+WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
 NOTHING = ("none", "off", '""', "''")
 
 
@@ -33,7 +34,7 @@ class Command:
     words: str
     run: Callable[[Talk, str], None]
     bare: tuple[str, ...] = ()
-    files: bool = False  # whether its argument is a file's name
+    files: tuple[str, ...] | None = None  # how names of files end that it takes; an empty end is any
 
 
 def _number(text: str) -> float | int:
@@ -272,10 +273,10 @@ COMMANDS: tuple[Command, ...] = (
     Command(("/system",), "[TEXT]", "what the model is told beforehand; none takes it back", _system),
     Command(("/set",), "NAME VALUE", "temperature, top_k, top_p, min_p, seed, max_new_tokens …", _set),
     Command(("/show",), "", "model and settings", _show),
-    Command(("/save",), "FILE", "keep the chat as JSON that can be trained on", _save, files=True),
-    Command(("/load",), "FILE", "go on with a saved chat", _load, files=True),
-    Command(("/examples",), "[FILE]", "show pairs to the model without training; clear", _examples, files=True),
-    Command(("/model",), "FILE", "talk to another model, in the same conversation", _model, files=True),
+    Command(("/save",), "FILE", "keep the chat as JSON that can be trained on", _save, files=("",)),
+    Command(("/load",), "FILE", "go on with a saved chat", _load, files=(".json", ".jsonl")),
+    Command(("/examples",), "[FILE]", "show pairs to the model without training; clear", _examples, files=("",)),
+    Command(("/model",), "FILE", "talk to another model, in the same conversation", _model, files=WEIGHTS),
     Command(("/why",), "[all]", "how likely each token was, and what else it might have been", _why),
     Command(("/stats",), "", "tokens, speed, and how much came from the cache", _stats),
     Command(("/good",), "", "keep the last answer as one to learn", teaching.good),
@@ -342,7 +343,7 @@ def completions(before: str) -> tuple[int, list[str]]:
     if name == "/set" and " " not in word:
         return start, [known for known in SETTINGS if known.startswith(word)]
     if command is not None and command.files:
-        return start, _paths(word)
+        return start, [path for path in _paths(word) if path.endswith((os.sep, *command.files))]
     return len(before), []
 
 

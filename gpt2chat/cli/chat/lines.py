@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import click
 
+from gpt2chat.cli.terminal import say
+
 KEPT = 1000  # lines of history
 QUOTES = '"""'
 Completions = Callable[[str], tuple[int, Sequence[str]]]  # text before the cursor -> where the word begins, words
@@ -67,7 +69,10 @@ class History:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self.lines = list(self._read())[-KEPT:]
+        self.lines = list(self._read())
+        if len(self.lines) > 2 * KEPT:
+            self._shorten()
+        self.lines = self.lines[-KEPT:]
 
     def _read(self) -> Iterator[str]:
         with contextlib.suppress(OSError):
@@ -75,29 +80,44 @@ class History:
                 with contextlib.suppress(ValueError):
                     yield str(json.loads(line))
 
+    def _shorten(self) -> None:
+        """Let the file hold the last lines alone."""
+        assert self._path is not None
+        shorter = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):
+            self._write(shorter, self.lines[-KEPT:])
+            os.replace(shorter, self._path)
+
     def add(self, line: str) -> None:
         """Keep a line unless it repeats the last one."""
         if not line.strip() or line in self.lines[-1:]:
             return
         self.lines.append(line)
-        if self._path is None:
-            return
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            whole = len(self.lines) > 2 * KEPT
-            flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if whole else os.O_APPEND)
-            with os.fdopen(os.open(self._path, flags, 0o600), "a", encoding="utf-8", errors="replace") as file:
-                file.writelines(json.dumps(kept) + "\n" for kept in (self.lines[-KEPT:] if whole else [line]))
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._write(self._path, [line])
+
+    @staticmethod
+    def _write(path: Path, lines: Sequence[str]) -> None:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 class PipedLines:
     """Lines of standard input, without a prompt."""
+
+    def __init__(self) -> None:
+        self._told = False
 
     def read(self, prompt: str, default: str = "") -> str:
         """Return the next line."""
         line = sys.stdin.readline()
         if not line:
             raise EOFError
+        if "\ufffd" in line and not self._told:
+            self._told = True
+            say("note: what is not UTF-8 in the input was replaced by \ufffd")
         return line.rstrip("\n")
 
 

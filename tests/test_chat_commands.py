@@ -1,0 +1,178 @@
+"""Whatever is typed, a chat goes on: no line ends it with a traceback, and long chats stay fast and small."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers_cli import invoke, save_tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gpt2chat.chatbot import GPT2Chatbot
+from gpt2chat.cli.chat import commands
+from gpt2chat.cli.chat.lines import History, read_message
+from gpt2chat.cli.chat.loop import Talk
+from gpt2chat.cli.chat.screen import Screen, Wrap, columns, fold
+from gpt2chat.hardware import _resident_bytes as resident_bytes
+from gpt2chat.sampling import GenerationConfig
+
+NAMES = sorted(set(commands.BY_NAME) - {"/retrain"}) + [*commands.BY_WORD, "temp", "top_p", "length", "/nothing", "hi"]
+WORDS = st.one_of(
+    st.sampled_from(
+        ["", "none", "all", "clear", "chat.json", "bot.pt", "pairs.json", "0", "-1", "1e400", "nan", "x" * 300]
+    ),
+    st.sampled_from(
+        [f"{name} {value}" for name in commands.SETTINGS for value in ("0", "-3", "none", "1e9", "\\n", '"')]
+    ),
+    st.text(max_size=20),
+)
+LINES = st.lists(st.tuples(st.sampled_from(NAMES), WORDS).map(" ".join), min_size=1, max_size=6)
+
+
+class Scripted:
+    """Lines that are already there."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self._lines = iter(lines)
+
+    def read(self, prompt: str, default: str = "") -> str:
+        for line in self._lines:
+            return line
+        raise EOFError
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a tiny model, where the test runs."""
+    folder = tmp_path_factory.mktemp("commands")
+    save_tiny(folder / "bot.pt")
+    (folder / "pairs.json").write_text('[{"user": "a", "bot": "b"}]')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("EDITOR", "true")
+        patch.setenv("VISUAL", "true")
+        yield folder
+
+
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(lines=LINES)
+def test_no_line_ends_a_chat_with_a_traceback(place: Path, bot: GPT2Chatbot, lines: list[str]) -> None:
+    bot.generation = GenerationConfig(temperature=0, max_new_tokens=3)
+    bot.system, bot.stop, bot.messages = None, (), []
+    bot.set_template(None)
+    bot.clear_custom_examples()
+    lines = [line for line in lines if "\n" not in line]
+    talk = Talk(bot, "bot.pt", Scripted([*lines, "/new", "Hello"]), Screen(False), place / "f.jsonl")
+    assert talk.run() == 0
+
+
+@pytest.fixture(scope="module")
+def bot(place: Path) -> GPT2Chatbot:
+    made = GPT2Chatbot("demo", generation=GenerationConfig(temperature=0, max_new_tokens=3))
+    made.load_model(place / "bot.pt")
+    return made
+
+
+def test_the_help_names_every_command_and_each_line_fits(place: Path) -> None:
+    shown = invoke("chat", "bot.pt", stdin="/help\n").stderr
+    for command in commands.COMMANDS:
+        assert all(name in shown for name in (*command.names, *command.bare[:2]))
+        assert command.words in shown
+
+
+@pytest.mark.parametrize(
+    ("before", "start", "found"),
+    [
+        ("/re", 0, ["/reset", "/regen", "/retrain"]),
+        ("/set te", 5, ["temperature", "temp", "template"]),
+        ("/load pa", 6, ["pairs.json"]),
+        ("/model ./bo", 7, ["./bot.pt"]),
+        ("hello", 5, []),
+        ("/nothing x", 10, []),
+        ("/set temperature 0.", 19, []),
+    ],
+)
+def test_what_tab_offers(place: Path, before: str, start: int, found: list[str]) -> None:
+    offered = commands.completions(before)
+    assert (offered[0], set(offered[1])) == (start, set(found))
+
+
+def test_triple_quotes_hold_several_lines() -> None:
+    assert read_message(Scripted(['"""one', "", '  two"""']), "") == "one\n\n  two"
+    assert read_message(Scripted(['"""one"""']), "") == "one"
+    assert read_message(Scripted(['"""', "never closed"]), "") == "never closed"
+    assert read_message(Scripted(['say "hi"']), "") == 'say "hi"'
+
+
+@given(st.text(alphabet="ab 語👋é\n", max_size=200), st.integers(20, 60), st.randoms())
+def test_wrapping_changes_blanks_and_newlines_alone(text: str, width: int, random: object) -> None:
+    wrap, out, at = Wrap(5), "", 0
+    while at < len(text):
+        size = random.randint(1, 7)  # type: ignore[attr-defined]
+        out += wrap.push(text[at : at + size], width)
+        at += size
+    out += wrap.flush(width)
+    assert "".join(out.split()) == "".join(text.split())
+    first, *rest = out.split("\n")
+    assert columns(first) + 5 <= width or len(first.split()) <= 1
+    assert all(columns(line.rstrip()) <= width or len(line.split()) == 1 for line in rest)
+
+
+def test_a_folded_line_keeps_its_words_and_its_indent() -> None:
+    folded = fold("  /save FILE   keep the chat as JSON that can be trained on", 30)
+    assert folded.split() == [
+        "/save",
+        "FILE",
+        "keep",
+        "the",
+        "chat",
+        "as",
+        "JSON",
+        "that",
+        "can",
+        "be",
+        "trained",
+        "on",
+    ]
+    assert all(len(line) < 30 and line.startswith("  ") for line in folded.splitlines())
+
+
+def test_a_history_that_cannot_be_kept_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    history = History(tmp_path / "file" / "history.jsonl")
+    history.add("one")
+    assert history.lines == ["one"]
+
+
+def test_a_history_grows_no_longer_than_it_may(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    for begin in range(0, 2800, 700):
+        history = History(path)
+        for number in range(begin, begin + 700):
+            history.add(f"line {number}")
+    assert History(path).lines == [f"line {number}" for number in range(1800, 2800)]
+    assert len(path.read_text().splitlines()) <= 2000
+
+
+def test_two_hundred_turns_stay_fast_and_small(tmp_path: Path) -> None:
+    """The context is full from the first turns on, so that all answers have the same work to do."""
+    save_tiny(tmp_path / "bot.pt")
+    bot = GPT2Chatbot("demo", generation=GenerationConfig(temperature=1.0, seed=1, max_new_tokens=16))
+    bot.load_model(tmp_path / "bot.pt")
+    seconds, memory = [], []
+    for turn in range(221):
+        began = time.perf_counter()
+        bot.chat(f"Question {turn}: and what then?")
+        seconds.append(time.perf_counter() - began)
+        if turn in (60, 220):
+            gc.collect()
+            memory.append(resident_bytes())
+    assert len(bot.messages) == 2 * 221
+    early, late = statistics.median(seconds[10:30]), statistics.median(seconds[190:221])
+    assert late < 2 * early
+    assert memory[1] - memory[0] < 8e6
