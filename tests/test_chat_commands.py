@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import re
 import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers_cli import invoke, save_tiny
+from helpers_cli import ROOT, invoke, save_tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -83,6 +84,15 @@ def test_the_help_names_every_command_and_each_line_fits(place: Path) -> None:
     for command in commands.COMMANDS:
         assert all(name in shown for name in (*command.names, *command.bare[:2]))
         assert command.words in shown
+
+
+def test_the_page_on_the_chat_names_every_command_and_setting() -> None:
+    page = (ROOT / "docs" / "chat.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `/")]
+    assert len(rows) == len(commands.COMMANDS)
+    for command, row in zip(commands.COMMANDS, rows, strict=True):
+        assert set(re.findall(r"`(/?[?\w]+)[` ]", row.split("|")[1])) >= {*command.names, *command.bare}
+    assert all(name in page for name in commands.SETTINGS)
 
 
 @pytest.mark.parametrize(

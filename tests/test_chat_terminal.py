@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers_cli import pairs, rows, save_tiny, spawn
+from helpers_cli import ROOT, pairs, rows, save_tiny, spawn
 from helpers_terminal import CTRL_A, CTRL_C, CTRL_D, ENTER, ESCAPE, LEFT, TAB, UP, Terminal
 
 from gpt2chat import checkpoint
@@ -350,6 +350,15 @@ def test_examples_stop_and_system_reach_the_model(taught: Path, tmp_path: Path) 
     assert "1 examples of" in done.stderr
     assert "Be kind." in done.stderr
     assert " a mill" not in done.stdout
+    assert done.stdout.strip()
+
+
+def test_the_python_on_the_page_runs(taught: Path, tmp_path: Path) -> None:
+    (tmp_path / "trained_model.pt").write_bytes((taught / "bot.pt").read_bytes())
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "chat.md").read_text("utf-8"), flags=re.M | re.S)
+    assert len(blocks) == 1
+    done = spawn(["-c", blocks[0].replace("What is gpt2chat?", "Hello")], tmp_path)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
 
