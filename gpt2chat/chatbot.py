@@ -63,9 +63,7 @@ class GPT2Chatbot:
             raise ConfigError(f"model_name: expected a name, got {model_name!r}")
         self.model_name = model_name or pretrained.DEFAULT_MODEL
         self._expected = MODEL_SIZES.get(pretrained.canonical_name(model_name or ""))
-        self.generation = generation or GenerationConfig()
-        self.system = system
-        self.stop = tuple(stop)
+        self.generation, self.system, self.stop = generation or GenerationConfig(), system, tuple(stop)
         self.fallback, self._confidence = fallback, confidence
         self._judge: Judge | None = None
         self.messages: list[Message] = []
@@ -185,7 +183,10 @@ class GPT2Chatbot:
 
     def set_template(self, name: str | None) -> None:
         """Write turns as another template does; None takes the checkpoint's. Raises ConfigError."""
-        self._template = template_named(name) if name else None
+        template = template_named(name) if name else None
+        if template and self._decoder:
+            template.check_ids(self._decoder.runtime.config.vocab_size, self.tokenizer)
+        self._template = template
 
     def reset(self) -> None:
         """Forget the conversation; the system prompt and custom examples stay."""
@@ -237,48 +238,60 @@ class GPT2Chatbot:
         return self._ask(Message("user", _text(text)), self._generation(options))
 
     def regenerate(self, **options: object) -> StreamingReply:
-        """Answer the last question again, in place of the answer it got; raises ConfigError when there is none."""
+        """Answer the last question again, in place of the answer it got; raises ConfigError when there is none.
+
+        As with `edit`, what was said before stays until the new answer ends.
+        """
+        self._end_stream()
         return self.edit(self.last_question.content, **options)
 
     def edit(self, text: str, **options: object) -> StreamingReply:
         """Ask `text` in place of the last question, whose answer is taken back; raises ConfigError for want of one."""
         question, generation = Message("user", _text(text)), self._generation(options)
-        self.undo()
-        return self._ask(question, generation)
+        self._end_stream()
+        return self._ask(question, generation, self._last_question())
 
     def undo(self) -> Message:
         """Take back the last question and its answer; return the question. Raises ConfigError when there is none."""
         self._end_stream()
-        question = self.last_question
-        del self.messages[_last_user(self.messages) :]
+        at = self._last_question()
+        question = self.messages[at]
+        del self.messages[at:]
         self.answer = None
         return question
 
     def correct(self, text: str) -> Message:
         """Let the last answer have been `text`, and return the question to it; raises ConfigError for want of one."""
         self._end_stream()
-        question = self.last_question
-        self.messages[_last_user(self.messages) + 1 :] = [Message("assistant", _text(text))]
+        at = self._last_question()
+        self.messages[at + 1 :] = [Message("assistant", _text(text))]
         self.answer = None
-        return question
+        return self.messages[at]
 
     @property
     def last_question(self) -> Message:
         """The last message of the user; raises ConfigError when there is none."""
-        at = _last_user(self.messages)
-        if at < 0:
-            raise ConfigError("conversation: expected a question to go back to, found none yet")
-        return self.messages[at]
+        return self.messages[self._last_question()]
 
-    def _ask(self, question: Message, generation: GenerationConfig) -> StreamingReply:
+    def _last_question(self) -> int:
+        """Return where the last message of the user is."""
+        at = max((at for at, message in enumerate(self.messages) if message.role == "user"), default=None)
+        if at is None:
+            raise ConfigError("conversation: expected a question to go back to, found none yet")
+        return at
+
+    def _ask(self, question: Message, generation: GenerationConfig, instead: int | None = None) -> StreamingReply:
+        """Answer a question behind the conversation, or `instead` of what was said from that message on."""
         self._end_stream()
 
         def remember(answer: Answer) -> None:
             whole = answer.finish_reason != "cancelled"
+            if instead is not None:
+                del self.messages[instead:]
             self.messages += [question, Message("assistant", answer.text, whole)]
             self.answer = answer
 
-        reply = self._reply([*self.messages, question], generation, remember, self._doubting(question))
+        reply = self._reply([*self.messages[:instead], question], generation, remember, self._doubting(question))
         self._stream = weakref.ref(reply)
         return reply
 
@@ -297,7 +310,7 @@ class GPT2Chatbot:
         return doubt
 
     def _end_stream(self) -> None:
-        """Close a stream that its reader left open: there is one conversation and one cache."""
+        """Close a stream that is open, also one that another thread reads: there is one conversation and one cache."""
         stream = self._stream() if self._stream is not None else None
         if stream is not None:
             stream.close()
@@ -349,11 +362,6 @@ class GPT2Chatbot:
         if unknown := sorted(set(given) - known):
             raise ConfigError(f"{unknown[0]}: expected one of {', '.join(sorted(known))}")
         return dataclasses.replace(self.generation, **given)  # type: ignore[arg-type]
-
-
-def _last_user(messages: Sequence[Message]) -> int:
-    """Return where the last question is, or -1."""
-    return max((at for at, message in enumerate(messages) if message.role == "user"), default=-1)
 
 
 def _text(text: object) -> str:

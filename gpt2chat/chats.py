@@ -34,15 +34,16 @@ def save(messages: Sequence[Message], path: Path, model: str) -> None:
 
     Answers without text are left out together with their questions, as nothing could be learnt from them.
     """
-    said = [m for m, after in zip(messages, [*messages[1:], None], strict=True) if m.content and not _unanswered(after)]
+    said = [m for m, after in zip(messages, [*messages[1:], None], strict=True) if not _lost(m, after)]
     row = {"messages": as_rows(said), "provenance": provenance("chat", model)}
     text = json.dumps([row], ensure_ascii=False, indent=1) + "\n"
     with atomic_writer(path) as file:
         file.write(LONE_SURROGATE.sub("\ufffd", text).encode("utf-8"))
 
 
-def _unanswered(after: Message | None) -> bool:
-    return after is not None and after.role == "assistant" and not after.content
+def _lost(message: Message, after: Message | None) -> bool:
+    unanswered = after is not None and after.role == "assistant" and not after.content.strip()
+    return not message.content.strip() or (message.role == "user" and unanswered)
 
 
 def load(path: Path) -> list[Message]:

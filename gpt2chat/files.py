@@ -107,8 +107,11 @@ def json_line(row: dict[str, Any]) -> str:
 def append_line(path: Path, row: dict[str, Any]) -> None:
     """Add a line of JSON to a file, or none of it; raises CheckpointError."""
     try:
-        with path.open("ab", buffering=0) as file:
+        with path.open("ab+", buffering=0) as file:
             line, size = json_line(row).encode("utf-8", "replace"), file.tell()
+            file.seek(max(0, size - 1))
+            if file.read(1) not in (b"", b"\n"):  # so an editor or a killed program left it
+                line = b"\n" + line
             try:
                 written = file.write(line)
                 if written < len(line):  # the disk had room for a part; asked for the rest, it says why

@@ -88,6 +88,12 @@ class Decoder:
             if wanted > 0:
                 yield rows
 
+    def forget(self, length: int) -> None:
+        """Forget all tokens from position `length` on. It ends a stream of this decoder that has not ended."""
+        self._generations += 1
+        self.cache.truncate(length)
+        del self.ids[length:]
+
     def _tokens(self, prompt: Sequence[int], sampler: Sampler, stop: Collection[int], limit: int) -> Iterator[int]:
         """Yield at least `limit` tokens unless a stop id comes; whoever takes them adds them to `ids`."""
         pace, drawn = Pace(), 0

@@ -21,12 +21,12 @@ from gpt2chat import pretrained
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import Message, fit, render, render_prompt
 from gpt2chat.decoding import choose, draft_for, open_model
-from gpt2chat.errors import ConfigError
+from gpt2chat.errors import ConfigError, ContextError
 from gpt2chat.generation import Decoder
 from gpt2chat.reply import StreamingReply, Told
 from gpt2chat.runtime import Runtime, rewind
 from gpt2chat.sampling import GenerationConfig
-from gpt2chat.templates import Template, template_from, template_named
+from gpt2chat.templates import Template, template_given
 from gpt2chat.tokenizer import Tokenizer
 
 APIS = ("auto", "torch", "hf")
@@ -66,7 +66,7 @@ class ChatCache:
     def keep(self, ids: Sequence[int]) -> int:
         """Forget all but the common beginning with `ids`; return how many of them are left, not the last one."""
         same = rewind(self.decoder.cache, self.decoder.ids, ids)
-        del self.decoder.ids[same:]
+        self.decoder.forget(same)
         return same
 
     def pop(self, count: int) -> None:
@@ -75,9 +75,7 @@ class ChatCache:
 
     def remove(self, start: int, stop: int | None = None) -> None:
         """Forget the tokens from `start` on; what follows `stop` goes too, for it was computed with them in sight."""
-        start = max(0, start)
-        self.decoder.cache.truncate(min(start, len(self)))
-        del self.decoder.ids[start:]
+        self.decoder.forget(min(max(0, start), len(self)))
 
 
 class ChatModel:
@@ -134,9 +132,8 @@ class ChatModel:
         Without `do_sample` the likeliest token is taken. `stop_tokens` are texts or ids that end the answer and are not
         a part of it; the end token always does. The reply's `kv_cache` is for the next turn, whenever this one ends.
         """
-        cache = kv_cache or ChatCache(Decoder(self.runtime, draft_for(self._draft, self.runtime)))
-        given = self.embed_text(inputs) if isinstance(inputs, str) else list(inputs)
-        prompt = [*cache.ids, *given]
+        cache = self._new_cache() if kv_cache is None else kv_cache
+        prompt = [*cache.ids, *(self.embed_text(inputs) if isinstance(inputs, str) else inputs)]
         words, stops = self._stops(stop_tokens)
         config = GenerationConfig(
             temperature=temperature if do_sample else 0,
@@ -155,6 +152,9 @@ class ChatModel:
         if not streaming:
             reply.wait()
         return reply
+
+    def _new_cache(self) -> ChatCache:
+        return ChatCache(Decoder(self.runtime, draft_for(self._draft, self.runtime)))
 
     def _stops(self, given: Iterable[str | int] | str | int | None) -> tuple[list[str], frozenset[int]]:
         """Return the texts and the ids that end an answer."""
@@ -183,6 +183,7 @@ class ChatMessage:
 
     @content.setter
     def content(self, text: str) -> None:
+        """Change the text."""
         self.text = text
 
     @property
@@ -217,7 +218,7 @@ class ChatHistory:
     def __init__(
         self,
         model: ChatModel,
-        chat_template: str | Mapping[str, Any] | Template | None = None,
+        chat_template: str | os.PathLike[str] | Mapping[str, Any] | Template | None = None,
         system_prompt: str | None = None,
         **_: Any,
     ) -> None:
@@ -225,7 +226,8 @@ class ChatHistory:
         self.model = model
         self.messages: list[ChatMessage] = []
         self.kv_cache: ChatCache | None = None
-        self.template = _template(chat_template, model)
+        self.template = model.checkpoint.template if chat_template is None else template_given(chat_template)
+        self.template.check_ids(model.config.vocab_size, model.tokenizer)
         self._system_prompt = system_prompt or ""
         self.reset()
 
@@ -246,7 +248,8 @@ class ChatHistory:
     def append(self, role: str = "user", msg: object = None, **given: Any) -> ChatMessage:
         """Add a message: text, a ChatMessage, or a reply, whose cache the next turn then goes on with.
 
-        `text=` is the same as `msg`. Raises ConfigError for images and for what is no text.
+        `text=` is the same as `msg`. A message that stands in a chat already is copied. Raises ConfigError for images
+        and for what is no text.
         """
         if unknown := sorted(set(given) - {"text", "use_cache"}):
             raise ConfigError(f"{unknown[0]}: expected text, got {type(given[unknown[0]]).__name__}: {NO_MEDIA}")
@@ -255,6 +258,8 @@ class ChatHistory:
             self.kv_cache = said.kv_cache
             said = said.text
         message = said if isinstance(said, ChatMessage) else ChatMessage(role, _text(said), self)
+        if message._history is not self or message in self.messages:
+            message = ChatMessage(message.role, message.text, self)
         self.messages.append(message)
         return message
 
@@ -299,6 +304,7 @@ class ChatHistory:
 
     @system_prompt.setter
     def system_prompt(self, instruction: str | None) -> None:
+        """Begin anew with another one."""
         if instruction is not None and instruction != self._system_prompt:
             self._system_prompt = _text(instruction)
             self.reset()
@@ -328,12 +334,8 @@ class ChatHistory:
     def _ids(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids of messages; behind a question those that begin its answer."""
         waits = bool(messages) and messages[-1].role == "user"
-        tokenizer = self.model.tokenizer
-        return (
-            render_prompt(messages, self.template, tokenizer)
-            if waits
-            else list(render(messages, self.template, tokenizer).ids)
-        )
+        given = messages, self.template, self.model.tokenizer
+        return render_prompt(*given) if waits else list(render(*given).ids)
 
     @property
     def num_tokens(self) -> int:
@@ -341,8 +343,10 @@ class ChatHistory:
         return len(self._ids(self.as_messages()))
 
     def length_before(self, message: ChatMessage, after: int = 0) -> int:
-        """Return how many ids stand before a message, or so many messages behind it."""
-        at = next(at for at, known in enumerate(self.messages) if known is message)
+        """Return how many ids stand before a message, or so many messages behind it; ConfigError if it was removed."""
+        if message not in self.messages:
+            raise ConfigError(f"message: expected one of this chat, got {message!r}, which was taken out")
+        at = self.messages.index(message)
         return len(render(self.as_messages()[: at + after], self.template, self.model.tokenizer).ids)
 
     def embed_chat(
@@ -367,9 +371,12 @@ class ChatHistory:
             return
         system = [message for message in messages if message.role == "system"]
         live = [message for message in messages if message.role != "system"]
-        kept, _ = fit(system, live, self.template, self.model.tokenizer, min(max_tokens, wrap_tokens or max_tokens))
-        own = [message for message in self.messages if message.role == "system"]
-        self.messages = [*own, *self.messages[len(self.messages) - len(kept) + len(own) :]]
+        try:
+            kept, _ = fit(system, live, self.template, self.model.tokenizer, min(max_tokens, wrap_tokens or max_tokens))
+        except ContextError:  # the last turn may still have all the room there is
+            kept, _ = fit(system, live, self.template, self.model.tokenizer, max_tokens)
+        said = [message for message in self.messages if message.role != "system"]
+        self.messages = [m for m in self.messages if m.role == "system"] + said[len(said) + len(system) - len(kept) :]
 
     def _last_turns(self, tokens: int) -> list[ChatMessage]:
         at = self.find_wrap_entry(tokens)
@@ -382,14 +389,6 @@ class ChatHistory:
             if message.role == "user" and len(self._ids(messages[at:])) <= wrap_tokens:
                 return at
         return None
-
-
-def _template(given: str | Mapping[str, Any] | Template | None, model: ChatModel) -> Template:
-    if given is None:
-        return model.checkpoint.template
-    if isinstance(given, Template):
-        return given
-    return template_named(given) if isinstance(given, str) else template_from(given, "chat_template")
 
 
 def _text(said: object) -> str:

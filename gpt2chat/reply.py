@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -88,6 +90,7 @@ class StreamingReply(Iterator[str]):
 
     `text`, `tokens`, `finish_reason` and `usage` are those of `answer`. It can be iterated once, also with `async for`;
     as a context manager it stops at the end of the block. When it is stopped or dropped, what was said stays said.
+    A task that is cancelled while it waits for a piece ends when that piece is computed, which is then the last one.
     """
 
     def __init__(
@@ -104,11 +107,12 @@ class StreamingReply(Iterator[str]):
         """Take a prompt and what begins to answer it.
 
         `at_end` is called once, unless the answer ends by a fault. With a `judge` nothing is yielded before the whole
-        answer is there; the text that it returns, if it does, is given instead.
+        answer is there; the text that it returns, if it does, is given instead. What was not judged is not said.
         """
         self.answer, self.kv_cache = Answer(list(prompt), usage=Usage(len(prompt))), kv_cache
         # The generator knows the answer and not this object, so that dropping this object ends it at once.
         self._pieces = _written(self.answer, source, decoder, StopFilter(stop), lead, at_end, judge)
+        self._turn = threading.RLock()  # one thread at a time computes a piece or ends the answer
 
     @property
     def text(self) -> str:
@@ -139,15 +143,29 @@ class StreamingReply(Iterator[str]):
         return self.text
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        with self._turn:
+            return next(self._pieces)
 
     def stop(self) -> None:
         """End the answer here. While another thread waits for a piece, it ends behind that one."""
         self.answer.stopping = True
-        with contextlib.suppress(ValueError):  # it is being read at this moment
-            self._pieces.close()
+        if self._turn.acquire(blocking=False):
+            try:
+                self._end()
+            finally:
+                self._turn.release()
 
-    close = stop
+    def close(self) -> None:
+        """End the answer as `stop` does, and return when no other thread computes it any more."""
+        self.answer.stopping = True
+        with self._turn:
+            self._end()
+
+    def _end(self) -> None:
+        # A signal, or what is called at the end, may ask for it in the middle of a piece.
+        if inspect.getgeneratorstate(self._pieces) != inspect.GEN_RUNNING:
+            self._pieces.close()
+            self.answer.finish_reason = self.answer.finish_reason or "cancelled"  # of one that nobody began to read
 
     def wait(self) -> str:
         """Read the answer to its end and return it whole."""
@@ -165,7 +183,16 @@ class StreamingReply(Iterator[str]):
         return self
 
     async def __anext__(self) -> str:
-        piece = await asyncio.to_thread(next, self._pieces, None)
+        step = asyncio.get_running_loop().run_in_executor(None, next, self, None)
+        try:
+            piece = await asyncio.shield(step)
+        except asyncio.CancelledError:
+            self.answer.stopping = True
+            while not step.done():  # who asks next must not meet a thread that computes still
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([step])
+            self.close()
+            raise
         if piece is None:
             raise StopAsyncIteration
         return piece
@@ -182,15 +209,14 @@ def _written(
 ) -> Generator[str, None, None]:
     """Yield the pieces of an answer and keep account of it."""
     began = time.perf_counter()
-    ids, told = source()
-    texts = stream_text(_tapped(ids, answer, began), decoder, stops, lead)
     try:
+        ids, told = source()
+        texts = stream_text(_tapped(ids, answer, told, began), decoder, stops, lead)
         try:
             yield from _kept(texts, answer) if judge is None else _judged(texts, answer, judge)
         finally:
             texts.close()
             _close(ids)
-            _note(answer, told, began)
     except Exception:
         answer.finish_reason = "error"
         raise
@@ -203,14 +229,14 @@ def _written(
     at_end(answer)
 
 
-def _tapped(ids: Iterable[int], answer: Answer, began: float) -> Generator[int, None, None]:
+def _tapped(ids: Iterable[int], answer: Answer, told: Told, began: float) -> Generator[int, None, None]:
     for token in ids:
-        if not answer.tokens:
-            answer.usage.first_token_s = time.perf_counter() - began
         answer.tokens.append(token)
+        _note(answer, told, began)
         yield token
         if answer.stopping:
             return
+    _note(answer, told, began)
 
 
 def _kept(texts: Iterable[str], answer: Answer) -> Generator[str, None, None]:
@@ -220,11 +246,19 @@ def _kept(texts: Iterable[str], answer: Answer) -> Generator[str, None, None]:
 
 
 def _judged(texts: Iterable[str], answer: Answer, judge: Judge) -> Generator[str, None, None]:
-    answer.parts = list(texts)
-    instead = None if answer.stopping else judge(answer)
+    parts = list(texts)
+    if answer.stopping:
+        return
+    answer.parts = parts
+    try:
+        instead = judge(answer)
+    except BaseException:
+        answer.parts = []
+        raise
     if instead is not None:
         answer.parts, answer.replaced = [instead], True
-    yield answer.text
+    if answer.text:
+        yield answer.text
 
 
 def _close(ids: Iterator[int]) -> None:
@@ -234,7 +268,10 @@ def _close(ids: Iterator[int]) -> None:
 
 
 def _note(answer: Answer, told: Told, began: float) -> None:
+    """Take down what an answer took so far; later its source may tell of another one."""
     usage = answer.usage
     usage.seconds, usage.new_tokens = time.perf_counter() - began, len(answer.tokens)
+    if usage.new_tokens and not usage.first_token_s:
+        usage.first_token_s = usage.seconds
     usage.prompt_tokens, usage.cached_tokens = told.prompt_tokens, told.cached_tokens
     usage.drafted_tokens, usage.accepted_tokens = told.drafted_tokens, told.accepted_tokens

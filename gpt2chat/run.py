@@ -29,7 +29,7 @@ from gpt2chat.files import append_line, atomic_writer, json_line
 from gpt2chat.generation import Decoder, stream_answer
 from gpt2chat.model import GPT2
 from gpt2chat.sampling import GenerationConfig
-from gpt2chat.shelf import step_file
+from gpt2chat.shelf import step_file, steps_of
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.training import Step, mean_loss
 
@@ -162,9 +162,10 @@ class Run:
         return bool(row["step"] <= (self.number if "loss" in row else self.evaluated))
 
     def begin(self) -> None:
-        """Start afresh: an earlier run's metrics and samples under the same name are replaced."""
+        """Start afresh: an earlier run's metrics, samples and steps under the same name are replaced."""
         self._write(_write_text, self.files.metrics, "")
-        self.files.samples.unlink(missing_ok=True)
+        for path in (self.files.samples, *steps_of(self.files.best)):
+            path.unlink(missing_ok=True)
 
     def record(self, step: Step) -> None:
         """Keep a step's figures, and now and then the state to resume from."""

@@ -68,31 +68,45 @@ def step_file(best: Path, step: int) -> Path:
     return best.with_name(f"{best.name.removesuffix('.pt')}_{step:06d}.pt")
 
 
+def steps_of(best: Path) -> list[Path]:
+    """Return the files that keep steps of a tagged run; none of another run, whose neighbours may be anything."""
+    found = best.parent.glob(f"{best.stem}_*.pt") if tag_of(best) is not None else ()
+    return sorted(path for path in found if STEP.search(path.stem))
+
+
 def keep_step(best: Path) -> None:
     """Let a tagged run's checkpoint be found under its step too; both are one file where links can be made."""
     step = _facts(best)[0].get("step")
-    if best.name != BEST or not isinstance(step, int):
+    if tag_of(best) is None or not isinstance(step, int):
         return
     kept = step_file(best, step)
     temporary = kept.with_name(f".{kept.name}.tmp-{os.getpid()}")
     with contextlib.suppress(OSError):
         os.link(best, temporary)
         os.replace(temporary, kept)
+        temporary.unlink(missing_ok=True)  # which stays where both were one file already
 
 
 def entries() -> list[Entry]:
     """Return all checkpoints in this folder and of the tagged runs, the newest first; those of a run by step."""
-    found = [_entry(path, None, path.name.removesuffix(".pt")) for path in _files(Path())]
-    for folder in sorted(runs_folder().glob("*/*/")):
-        run = [_entry(path, folder.parent.name, folder.name) for path in _files(folder)]
-        kept = {entry.step for entry in run if entry.path.name != BEST}
-        used = {entry.step for entry in run if entry.path.name == BEST}
-        for entry in run:
-            if entry.path.name == BEST and entry.step in kept:
-                continue  # it is there as a step
-            for_use = entry.path.name == BEST or entry.step in used
-            found.append(dataclasses.replace(entry, for_use=for_use))
+    runs: dict[Path, list[Entry]] = {}
+    for entry in [_entry(path, None, path.stem) for path in _files(Path())]:
+        best = entry.path.with_name(f"{STEP.sub('', entry.path.stem)}.pt")
+        own = entry.step is not None and entry.path == step_file(best, entry.step)
+        runs.setdefault(best if own else entry.path, []).append(entry)
+    for folder in runs_folder().glob("*/*/"):
+        runs[folder / BEST] = [_entry(path, folder.parent.name, folder.name) for path in _files(folder)]
+    found = [entry for best, run in runs.items() for entry in _of_run(run, best)]
     return sorted(found, key=lambda entry: (entry.modified, entry.step or 0), reverse=True)
+
+
+def _of_run(run: Sequence[Entry], best: Path) -> list[Entry]:
+    """Return the checkpoints of a run; where its best can be read, other steps are not for use."""
+    chosen = next((entry for entry in run if entry.path == best and not entry.fault), None)
+    if chosen is None:
+        return list(run)
+    twin = best if chosen.step is None else step_file(best, chosen.step)
+    return [chosen, *[dataclasses.replace(e, for_use=False) for e in run if e.path not in (best, twin)]]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -106,13 +120,17 @@ def _entry(path: Path, source: str | None, tag: str) -> Entry:
     step, loss, fault = None, None, None
     try:
         about, trained_length = _facts(path)
-        step, loss = about.get("step"), about.get("validation_loss")
-        source = source or about.get("source") or ("sft" if trained_length else "mid")
+        step, loss = _number(about.get("step"), int), _number(about.get("validation_loss"), int, float)
+        stored = str(about.get("source"))
+        source = source or (stored if stored in SOURCES else "sft" if trained_length else "mid")
     except GPT2ChatError as error:
         fault = str(error).removeprefix(f"{path}: ")
-    if (named := STEP.search(path.stem)) and source is not None:
-        step = int(named[1])
+        step = int(named[1]) if (named := STEP.search(path.stem)) else None
     return Entry(path, source or "?", tag, step, status.st_size, status.st_mtime, loss, fault=fault)
+
+
+def _number(value: object, *types: type) -> Any:
+    return value if type(value) in types else None
 
 
 def _facts(path: Path) -> tuple[dict[str, Any], int | None]:
@@ -136,9 +154,7 @@ def find(source: str | None = None, tag: str | None = None, step: int | None = N
         fitting = [entry for entry in fitting if entry.step == step]
     usable = [entry for entry in fitting if not entry.fault and (entry.for_use or step is not None)]
     if usable:
-        best = usable[0].path.with_name(BEST)
-        found = usable[0] if step is not None or not best.exists() else dataclasses.replace(usable[0], path=best)
-        return found, len(usable)
+        return usable[0], len(usable)
     if (source, tag, step) == (None, None, None):
         if fitting:
             raise CheckpointError(f"{fitting[0].path}: {fitting[0].fault}")

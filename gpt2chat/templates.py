@@ -251,6 +251,17 @@ def template_named(name: str) -> Template:
     raise ConfigError(f"template: expected one of {names}, or a .json file, got {name!r}")
 
 
+def template_given(given: object) -> Template:
+    """Return a template, or the one of a name, a JSON file or fields; raises ConfigError."""
+    if isinstance(given, Template):
+        return given
+    if isinstance(given, Mapping):
+        return template_from(given, "chat_template")
+    if isinstance(given, (str, os.PathLike)):
+        return template_named(os.fspath(given))
+    raise ConfigError(f"chat_template: expected a name, a JSON file or fields, got {type(given).__name__}")
+
+
 def read_template(path: Path) -> Template:
     """Read a template of our own fields, some of which may be missing, or of NanoLLM's form.
 

@@ -93,6 +93,26 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 @contextlib.contextmanager
+def failing(runtime: Any, call: int, error: BaseException, must: bool = True) -> Iterator[None]:
+    """Let one call of a runtime's `forward` raise, the first being 1."""
+    forward, calls = runtime.forward, 0
+
+    def raise_once(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise error
+        return forward(*arguments)
+
+    runtime.forward = raise_once
+    try:
+        yield
+    finally:
+        del runtime.forward
+    assert calls >= call or not must, f"forward was called {calls} times"
+
+
+@contextlib.contextmanager
 def signals_in_step(number: int, *signals: int) -> Iterator[None]:
     """Send signals to this process inside optimizer step `number`, after the weights have moved."""
     taken = 0

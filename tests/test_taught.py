@@ -185,7 +185,7 @@ def test_held_out_and_cut_conversations_are_not_stored(tmp_path: Path) -> None:
 
 
 def test_beyond_the_limit_a_sample_is_kept_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2chat.cli.plan.MOST_BYTES", 300)
+    monkeypatch.setattr("gpt2chat.cli.inputs.MOST_BYTES", 300)
     tiny, saved = save_tiny(tmp_path / "tiny.pt"), tmp_path / "bot.pt"
     said = train(tiny, saved, rows(0, 40))
     taught = checkpoint.load(saved).taught
@@ -194,7 +194,7 @@ def test_beyond_the_limit_a_sample_is_kept_and_said(tmp_path: Path, monkeypatch:
 
 
 def test_a_resumed_run_stores_what_the_whole_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt2chat.cli.plan.MOST_BYTES", 400)
+    monkeypatch.setattr("gpt2chat.cli.inputs.MOST_BYTES", 400)
     tiny, whole, cut = save_tiny(tmp_path / "tiny.pt"), tmp_path / "whole.pt", tmp_path / "cut.pt"
     before = tmp_path / "before.pt"
     train(tiny, before, rows(0, 9))

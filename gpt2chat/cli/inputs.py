@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gpt2chat import shelf
-from gpt2chat.checkpoint import Checkpoint
+from gpt2chat.checkpoint import Checkpoint, taught_pairs
 from gpt2chat.cli.options import WAY_OUT, sources
 from gpt2chat.confidence import pairs_sha256
 from gpt2chat.conversation import Message
@@ -27,7 +27,7 @@ def read_inputs(options: dict[str, Any], report: Report) -> tuple[RunFiles, Libr
         _check_files(files, places)
     library, hashes = _read(options, places, report)
     if tag:
-        files = RunFiles(shelf.tagged(source_of(library), tag))
+        files = RunFiles(shelf.tagged("sft" if options["rehearse"] else source_of(library), tag))
         _check_files(files, places)
     if not options["dry_run"]:
         check_writable(files)
@@ -92,16 +92,18 @@ def taught_by(options: dict[str, Any], base: Checkpoint, learnt: Iterable[Record
     return kept
 
 
-def rehearse(base: Checkpoint, library: Library, hashes: dict[str, str]) -> None:
-    """Add what the model was taught before to what it learns now, but for questions that are taught anew.
+def rehearse(options: dict[str, Any], base: Checkpoint, library: Library, hashes: dict[str, str]) -> list[Pair]:
+    """Add what the model was taught before to what it learns now, but for questions that are taught anew; return it.
 
-    Raises ConfigError when the checkpoint keeps nothing of it.
+    An interrupted run has noted what that was. Raises ConfigError when the checkpoint keeps nothing of it.
     """
-    if not base.taught:
+    noted = ((base.training or {}).get("settings") or {}).get("rehearsed") if options["resume"] else None
+    if not base.taught and noted is None:
         raise ConfigError("rehearse: the model keeps no pairs that it was taught: pass --conversation_file with them")
     anew = {pair[0] for pair in map(last_pair, library.conversations) if pair}
-    known = [pair for pair in base.taught if pair[0] not in anew]
+    known = taught_pairs(noted) if noted is not None else [pair for pair in base.taught if pair[0] not in anew]
     talks = [(Message("user", question), Message("assistant", answer)) for question, answer in known]
     library.conversations += [Record(f"rehearsed {number}", talk) for number, talk in enumerate(talks, 1)]
     library.found.append(f"rehearsed: {len(known)} pairs that the model was taught before")
     hashes["rehearsed"] = pairs_sha256(known)
+    return known

@@ -77,8 +77,7 @@ def make_plan(options: dict[str, Any]) -> Plan:
     report = Report()
     files, library, hashes = read_inputs(options, report)
     base = _base(options)
-    if options["rehearse"]:
-        rehearse(base, library, hashes)
+    rehearsed = rehearse(options, base, library, hashes) if options["rehearse"] else []
     base = _with_template(options, base, bool(library.conversations))
     if not options["dry_run"] and not (base.training or {}).get("finished"):
         check_room(files, base.count())
@@ -92,7 +91,7 @@ def make_plan(options: dict[str, Any]) -> Plan:
     device = pick_device(options["device"])
     dtype = pick_dtype(options["dtype"], device)
     about = _about(options, files, base, hashes, dtype) | {"source": source_of(library)}
-    settings = _settings(options, hashes, config) | {"about": about}
+    settings = _settings(options, hashes, config) | {"about": about, "rehearsed": [list(pair) for pair in rehearsed]}
     run = _run(options, base, files, config, data, dtype, settings)
     total = sum(count_steps(data.dataset, config))
     if not 0 <= run.number <= total:
@@ -248,7 +247,10 @@ def _run_notes(options: dict[str, Any], files: RunFiles, run: Run, data: _Data) 
     """Yield what else the user should know before the first step."""
     if added := run.base.template.added:
         yield f"{', '.join(added)} are tokens of their own, for which the vocabulary has {len(added)} more"
-    replaced = [path.name for path in (files.best, files.last) if path.exists()]
+    steps = shelf.steps_of(files.best)
+    replaced = [path.name for path in (files.best, files.last, *steps[:1]) if path.exists()]
+    if len(steps) > 1:
+        replaced[-1] = f"{len(steps)} kept steps"
     if replaced and not options["resume"]:
         yield f"{' and '.join(replaced)} of an earlier run will be replaced"
     if len(run.validation) < len(data.validation):
