@@ -129,26 +129,20 @@ class ChatModel:
     ) -> StreamingReply:
         """Write on from text or ids, behind what `kv_cache` holds; without `streaming` the reply is there to its end.
 
-        Without `do_sample` the likeliest token is taken. `stop_tokens` are texts or ids that end the answer and are not
-        a part of it; the end token always does. The reply's `kv_cache` is for the next turn, whenever this one ends.
+        Without `do_sample` the likeliest token is taken. `stop_tokens`, texts or ids, end the answer, as the end token
+        does. The reply's `kv_cache` is for the next turn, whenever this one ends.
         """
         cache = self._new_cache() if kv_cache is None else kv_cache
         prompt = [*cache.ids, *(self.embed_text(inputs) if isinstance(inputs, str) else inputs)]
         words, stops = self._stops(stop_tokens)
-        config = GenerationConfig(
-            temperature=temperature if do_sample else 0,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-        )
+        drawn: dict[str, Any] = {"temperature": temperature if do_sample else 0, "top_k": top_k, "top_p": top_p, "seed": seed}
+        config = GenerationConfig(repetition_penalty=repetition_penalty, max_new_tokens=max_new_tokens, **drawn)
 
         def begin() -> tuple[Iterator[int], Told]:
             return cache.decoder.generate(prompt, config, stops), cache.decoder
 
-        lead = inputs.lead if isinstance(inputs, Embedding) else ""
-        reply = StreamingReply(prompt, begin, self.tokenizer.stream_decoder(), words, lead, kv_cache=cache)
+        text, lead = self.tokenizer.stream_decoder(), inputs.lead if isinstance(inputs, Embedding) else ""
+        reply = StreamingReply(prompt, begin, text, words, lead, kv_cache=cache)
         if not streaming:
             reply.wait()
         return reply

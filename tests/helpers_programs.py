@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 FORKS = sys.platform == "linux"
-IMPORTS = "gpt2chat.benchmark gpt2chat.cli.plan gpt2chat.offline gpt2chat.pretrained gpt2chat.training".split()
+IMPORTS = ["gpt2chat.benchmark", "gpt2chat.cli.plan", "gpt2chat.offline", "gpt2chat.pretrained", "gpt2chat.training"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class Programs:
             module = ["-m", "gpt2chat", *words[1:]] if words[0] == "gpt2chat" else words[1:]
             with paths["stdin"].open() as i, paths["stdout"].open("w") as o, paths["stderr"].open("w") as e:
                 given: dict[str, Any] = {"cwd": folder, "env": {**self._environment, **extra}}
-                code = subprocess.run([sys.executable, *module], stdin=i, stdout=o, stderr=e, timeout=300, **given).returncode
+                code = subprocess.run(
+                    [sys.executable, *module], stdin=i, stdout=o, stderr=e, timeout=300, **given
+                ).returncode
         else:
             request = {"words": words, "folder": str(folder), "extra": extra}
             request |= {name: str(path) for name, path in paths.items()}

@@ -176,9 +176,9 @@ def test_two_hundred_turns_stay_fast_and_small(tmp_path: Path) -> None:
     bot.load_model(tmp_path / "bot.pt")
     seconds, memory = [], []
     for turn in range(221):
-        began = time.perf_counter()
+        began = time.process_time()
         bot.chat(f"Question {turn}: and what then?")
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
         if turn in (60, 220):
             gc.collect()
             memory.append(resident_bytes())

@@ -36,7 +36,9 @@ PAIRS = {
     "Hello": "Hello! Ask me about the mill.",
 }
 ASKED = "When are you open?\nWhere can I park?\nHello\n"  # typed into a chat that was opened without -p
-INSTRUCTION = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+INSTRUCTION = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+)
 SLOW = {"--compile"}  # words of rows that take long
 
 
@@ -120,7 +122,9 @@ def talk(opened: str = "", computed: str = "", **settings: str) -> Check:
 
 def answers(text: str | None = None) -> Check:
     """One answer and nothing else on standard output."""
-    return lambda seen: seen.out.endswith("\n") and (bool(seen.out.strip()) if text is None else seen.out == f"{text}\n")
+    return lambda seen: (
+        seen.out.endswith("\n") and (bool(seen.out.strip()) if text is None else seen.out == f"{text}\n")
+    )
 
 
 def trains(name: str, files: str = "", **options: object) -> Check:
@@ -268,9 +272,7 @@ DELL: dict[str, Check] = {
     "gpt2chat train --model gpt2 --data dataset.json --val_fraction 0.2 --batch_size 16 --epochs 1 --max_length 128 "
     "--learning_rate 5e-6 --save_path medical.pt": trains("medical.pt", learning_rate=5e-6, batch_size=16, epochs=1),
     'gpt2chat chat gpt2 -p "Hello"': lambda seen: answers()(seen) and "gpt2-small (124M)" in seen.err,
-    'gpt2chat chat training/run1/checkpoint1 -p "Hello"': (
-        lambda seen: answers()(seen) and "transformers" in seen.err
-    ),
+    'gpt2chat chat training/run1/checkpoint1 -p "Hello"': (lambda seen: answers()(seen) and "transformers" in seen.err),
     "gpt2chat inspect training/run1/checkpoint1": says("transformers", "128 wide"),
     'gpt2chat chat medical.pt -p "Hello" --max_new_tokens 500': answers(),
     'gpt2chat chat medical.pt -p "Hello" -d bfloat16': lambda seen: answers()(seen) and "; bfloat16" in seen.err,
@@ -330,7 +332,9 @@ AITEXTGEN: dict[str, Check] = {
     ),
     "gpt2chat data stats notes.txt": says("tokens"),
     'gpt2chat train --model 124M --text_file notes.txt --text_file lines.txt --text_separator "\\n" --epochs 1': (
-        lambda seen: trains("trained_model.pt")(seen) and "notes.txt: text" in seen.err and "lines.txt: text" in seen.err
+        lambda seen: (
+            trains("trained_model.pt")(seen) and "notes.txt: text" in seen.err and "lines.txt: text" in seen.err
+        )
     ),
     'texts = [ai.generate("The mill", do_sample=True, max_new_tokens=8, temperature=0.7, top_p=0.9).wait() '
     "for _ in range(3)]": left(lambda n: len(n["texts"]) == 3 and all(n["texts"])),
@@ -444,7 +448,17 @@ def taught(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A folder with a reader's data and `trained_model.pt`, taught the pairs."""
     folder = tmp_path_factory.mktemp("taught")
     write_data(folder)
-    words = "train --model gpt2 --conversation_file pairs.json --epochs 80 --learning_rate 4e-3".split()
+    words = [
+        "train",
+        "--model",
+        "gpt2",
+        "--conversation_file",
+        "pairs.json",
+        "--epochs",
+        "80",
+        "--learning_rate",
+        "4e-3",
+    ]
     made = programs.run(["gpt2chat", *words], folder)
     assert made.code == 0, made.stderr
     return folder
@@ -596,7 +610,7 @@ def test_the_rows_that_take_long_run_too(place: Path, programs: Programs) -> Non
 
 def interrupt_a_run() -> None:
     """Leave a run that was stopped at its second step of four."""
-    words = "train --model gpt2 --text_file notes.txt --epochs 4 --save_path interrupted.pt".split()
+    words = ["train", "--model", "gpt2", "--text_file", "notes.txt", "--epochs", "4", "--save_path", "interrupted.pt"]
     with signals_in_step(2, 2):
         stopped = invoke(*words)
     assert stopped.exit_code == 130 and os.path.exists("interrupted.last.pt")

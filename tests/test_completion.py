@@ -97,8 +97,8 @@ def test_a_lone_folder_comes_with_what_is_in_it(complete: Complete) -> None:
 
 
 def test_options_are_completed_in_the_spelling_that_was_begun(complete: Complete) -> None:
-    assert complete("gpt2chat", "train", "--save_") == ["--save_path"]
-    assert complete("gpt2chat", "train", "--save-") == ["--save-path"]
+    assert complete("gpt2chat", "train", "--save_p") == ["--save_path"]
+    assert complete("gpt2chat", "train", "--save-p") == ["--save-path"]
     assert complete("gpt2chat", "train", "--too-long", "c") == ["cut"]
 
 
@@ -134,8 +134,8 @@ def test_completing_is_quick_and_leaves_torch_alone(tmp_path: Path) -> None:
 
 def test_a_config_file_is_not_read_while_completing(tmp_path: Path) -> None:
     words = {"_GPT2CHAT_COMPLETE": "bash_complete", "COMP_CWORD": "4"}
-    result = spawn(["-m", "gpt2chat"], tmp_path, COMP_WORDS="gpt2chat train --config missing.toml --mod", **words)
-    assert (result.stdout.strip(), result.stderr) == ("plain,--model", "")
+    result = spawn(["-m", "gpt2chat"], tmp_path, COMP_WORDS="gpt2chat train --config missing.toml --batch", **words)
+    assert (result.stdout.strip(), result.stderr) == ("plain,--batch_size", "")
 
 
 def test_every_name_that_is_offered_is_known_and_every_model_is_offered() -> None:

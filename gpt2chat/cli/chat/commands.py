@@ -130,9 +130,12 @@ def _load(talk: Talk, argument: str) -> None:
 def _file(argument: str, example: str) -> str:
     from gpt2chat.errors import ConfigError
 
-    parts = shlex.split(argument) if argument else []
+    try:
+        parts = shlex.split(argument)
+    except ValueError:  # a quote that is not closed
+        parts = []
     if len(parts) != 1:
-        raise ConfigError(f"expected the name of one file: {example}")
+        raise ConfigError(f"expected the name of one file, as in {example}, got {argument or 'none'}")
     return os.path.expanduser(parts[0])
 
 
