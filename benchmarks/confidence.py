@@ -11,35 +11,25 @@ taken as it is.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-from exact_reply import split  # noqa: E402
+from exact_reply import options, split, train  # noqa: E402
 
 from gpt2chat.confidence import Taught  # noqa: E402
 
 
-def train(model: str, pairs: Path, saved: Path, options: list[str]) -> float:
-    """Train with train_chatbot.py; return the seconds it took."""
-    began = time.perf_counter()
-    command = [sys.executable, str(ROOT / "train_chatbot.py"), "--model", model, "--save_path", str(saved)]
-    subprocess.run([*command, "--conversation_file", str(pairs), *options], check=True)
-    return time.perf_counter() - began
-
-
-def calibrated(saved: Path, heldout: Path, receipt: Path, options: list[str]) -> dict[str, Any]:
+def calibrated(saved: Path, heldout: Path, receipt: Path, words: list[str]) -> dict[str, Any]:
     """Measure with `gpt2chat eval --calibrate`; return its JSON."""
     command = [sys.executable, "-m", "gpt2chat", "eval", str(saved), "--conversation_file", str(heldout), "--json"]
-    command += ["--calibrate", "--receipt", str(receipt), "--show", "0", *options]
+    command += ["--calibrate", "--receipt", str(receipt), "--show", "0", *words]
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     return dict(json.loads(result.stdout))
 
@@ -53,14 +43,8 @@ def nearest_score(pairs: Path, heldout: Path) -> float:
 
 def main() -> None:
     """Split, train, calibrate; print one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", default="demo")
-    parser.add_argument("--fraction", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="Copy the checkpoint here.")
+    parser = options(__doc__)
     parser.add_argument("--checkpoint", type=Path, help="Train nothing, measure this.")
-    parser.add_argument("train", nargs="*", metavar="-- OPTION", help="Options of train_chatbot.py.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -40,38 +40,41 @@ def majority(train: Path, heldout: Path) -> float:
     return sum(row["bot"] == reply for row in rows) / len(rows)
 
 
-def main() -> None:
-    """Split, train, evaluate; print one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description: str | None) -> argparse.ArgumentParser:
+    """Return what reads the options of this benchmark, which confidence.py takes too."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--fraction", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="Copy the checkpoint here.")
     parser.add_argument("train", nargs="*", metavar="-- OPTION", help="Options of train_chatbot.py.")
-    arguments = parser.parse_args()
+    return parser
+
+
+def train(model: str, pairs: Path, saved: Path, words: list[str]) -> float:
+    """Train with train_chatbot.py; return the seconds it took."""
+    began = time.perf_counter()
+    command = [sys.executable, str(ROOT / "train_chatbot.py"), "--model", model, "--save_path", str(saved)]
+    subprocess.run([*command, "--conversation_file", str(pairs), *words], check=True)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Split, train, evaluate; print one JSON line."""
+    arguments = options(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        train, heldout = split(arguments.data, folder, arguments.fraction, arguments.seed)
+        pairs, heldout = split(arguments.data, folder, arguments.fraction, arguments.seed)
         saved = arguments.keep or folder / "model.pt"
-        command = [
-            sys.executable,
-            str(ROOT / "train_chatbot.py"),
-            "--model",
-            arguments.model,
-            "--save_path",
-            str(saved),
-        ]
-        began = time.perf_counter()
-        subprocess.run([*command, "--conversation_file", str(train), *arguments.train], check=True)
-        seconds = time.perf_counter() - began
+        seconds = train(arguments.model, pairs, saved, arguments.train)
         command = [sys.executable, "-m", "gpt2chat", "eval", str(saved), "--conversation_file", str(heldout), "--json"]
         result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         scores = result["conversations"]
         row = {"bench": "exact_reply", "model": arguments.model, "options": arguments.train}
         row |= {"train_seconds": round(seconds), "heldout": scores["pairs"], "exact": scores["exact"]}
         row |= {"in_a_row": scores["in_a_row"]["exact"], "stopped": scores["stopped"]}
-        row |= {"majority": round(majority(train, heldout), 4)}
+        row |= {"majority": round(majority(pairs, heldout), 4)}
         print(json.dumps(row))
 
 

@@ -135,7 +135,12 @@ class ChatModel:
         cache = self._new_cache() if kv_cache is None else kv_cache
         prompt = [*cache.ids, *(self.embed_text(inputs) if isinstance(inputs, str) else inputs)]
         words, stops = self._stops(stop_tokens)
-        drawn: dict[str, Any] = {"temperature": temperature if do_sample else 0, "top_k": top_k, "top_p": top_p, "seed": seed}
+        drawn: dict[str, Any] = {
+            "temperature": temperature if do_sample else 0,
+            "top_k": top_k,
+            "top_p": top_p,
+            "seed": seed,
+        }
         config = GenerationConfig(repetition_penalty=repetition_penalty, max_new_tokens=max_new_tokens, **drawn)
 
         def begin() -> tuple[Iterator[int], Told]:

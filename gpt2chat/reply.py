@@ -8,7 +8,7 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from gpt2chat.generation import StopFilter, stream_text
@@ -50,6 +50,11 @@ class Usage:
     accepted_tokens: int = 0
     first_token_s: float = 0.0
     seconds: float = 0.0
+
+    def add(self, other: Usage) -> None:
+        """Count another answer too."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
     @property
     def tokens_per_second(self) -> float:

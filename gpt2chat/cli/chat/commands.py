@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2chat.cli.chat import teaching
-from gpt2chat.cli.chat.screen import explained
+from gpt2chat.cli.chat.screen import explained, statistics
 
 if TYPE_CHECKING:
     from gpt2chat.cli.chat.loop import Talk
@@ -247,7 +247,7 @@ def _why(talk: Talk, argument: str) -> None:
 
 
 def _stats(talk: Talk, argument: str) -> None:
-    for line in talk.totals.lines(talk.bot):
+    for line in statistics(talk.bot, talk.answers, talk.total):
         talk.screen.say(line)
 
 

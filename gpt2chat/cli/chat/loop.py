@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,49 +15,7 @@ from gpt2chat.cli.terminal import Interrupted
 if TYPE_CHECKING:
     from gpt2chat.chatbot import GPT2Chatbot
     from gpt2chat.chats import Feedback
-    from gpt2chat.reply import Answer, StreamingReply
-
-
-@dataclass
-class Totals:
-    """What the answers of a chat took."""
-
-    answers: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    new_tokens: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    seconds: float = 0.0
-
-    def add(self, answer: Answer) -> None:
-        """Count an answer."""
-        usage = answer.usage
-        self.answers += 1
-        for name in ("prompt_tokens", "cached_tokens", "new_tokens", "drafted_tokens", "accepted_tokens", "seconds"):
-            setattr(self, name, getattr(self, name) + getattr(usage, name))
-
-    def lines(self, bot: GPT2Chatbot) -> list[str]:
-        """Return the figures of the last answer and of the chat."""
-        decoder, answer = bot.decoder, bot.answer
-        size = decoder.runtime.config.n_ctx
-        turns = sum(message.role == "user" for message in bot.messages)
-        lines = [f"conversation: {turns} turns; context: {len(decoder.ids)}/{size} tokens in the cache"]
-        if answer is not None:
-            usage = answer.usage
-            lines.append(
-                f"last answer: {usage.cached_tokens} of {usage.prompt_tokens} prompt tokens came from the cache, "
-                f"{usage.new_tokens} new at {usage.tokens_per_second:.0f} tokens/sec, "
-                f"the first after {usage.first_token_s:.2f} s; end: {answer.finish_reason}"
-            )
-        if self.answers:
-            lines.append(
-                f"this chat: {self.answers} answers, {self.new_tokens} tokens in {self.seconds:.1f} s; "
-                f"{self.cached_tokens} of {self.prompt_tokens} prompt tokens came from the cache"
-            )
-        if self.drafted_tokens:
-            lines.append(f"guesses: {self.accepted_tokens} of {self.drafted_tokens} taken")
-        return [*lines, f"computed by: {decoder.runtime.description}"]
+    from gpt2chat.reply import StreamingReply
 
 
 class Talk:
@@ -66,8 +23,10 @@ class Talk:
 
     def __init__(self, bot: GPT2Chatbot, name: str, lines: Lines, screen: Screen, feedback: Path | None = None) -> None:
         """Take a bot that talks with the model `name`; `feedback` is where approved and taught answers go."""
+        from gpt2chat.reply import Usage
+
         self.bot, self.lines, self.screen = bot, lines, screen
-        self.totals = Totals()
+        self.answers, self.total = 0, Usage()
         self.leaving = False
         self.asked_again = 0  # so often in this chat, which makes another seed each time
         self._interrupts = 0
@@ -128,7 +87,8 @@ class Talk:
         try:
             self.screen.answer(reply, self.bot.decoder.runtime.config.n_ctx)
         finally:
-            self.totals.add(reply.answer)
+            self.answers += 1
+            self.total.add(reply.usage)
 
     def change_model(self, name: str) -> None:
         """Go on in this conversation with another model; on an error with the one there was."""

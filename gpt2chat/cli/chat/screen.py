@@ -17,8 +17,9 @@ import click
 from gpt2chat.cli.terminal import Interrupted, Signals, say, visible
 
 if TYPE_CHECKING:
+    from gpt2chat.chatbot import GPT2Chatbot
     from gpt2chat.explanation import TokenScore
-    from gpt2chat.reply import Answer, StreamingReply
+    from gpt2chat.reply import Answer, StreamingReply, Usage
 
 NARROW = 60  # columns below which lines of figures are kept short
 ALTERNATIVES = 4  # beside the token that was said
@@ -163,6 +164,29 @@ def figures(answer: Answer, size: int, width: int) -> str:
     if answer.finish_reason == "length":
         parts.append("cut at its longest: /set max_new_tokens")
     return f"[{', '.join(parts)}]"
+
+
+def statistics(bot: GPT2Chatbot, answers: int, total: Usage) -> list[str]:
+    """Return the figures of the last answer and of the chat."""
+    decoder, answer = bot.decoder, bot.answer
+    size = decoder.runtime.config.n_ctx
+    turns = sum(message.role == "user" for message in bot.messages)
+    lines = [f"conversation: {turns} turns; context: {len(decoder.ids)}/{size} tokens in the cache"]
+    if answer is not None:
+        usage = answer.usage
+        lines.append(
+            f"last answer: {usage.cached_tokens} of {usage.prompt_tokens} prompt tokens came from the cache, "
+            f"{usage.new_tokens} new at {usage.tokens_per_second:.0f} tokens/sec, "
+            f"the first after {usage.first_token_s:.2f} s; end: {answer.finish_reason}"
+        )
+    if answers:
+        lines.append(
+            f"this chat: {answers} answers, {total.new_tokens} tokens in {total.seconds:.1f} s; "
+            f"{total.cached_tokens} of {total.prompt_tokens} prompt tokens came from the cache"
+        )
+    if total.drafted_tokens:
+        lines.append(f"guesses: {total.accepted_tokens} of {total.drafted_tokens} taken")
+    return [*lines, f"computed by: {decoder.runtime.description}"]
 
 
 def columns(text: str) -> int:
