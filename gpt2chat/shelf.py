@@ -124,7 +124,7 @@ def _entry(path: Path, source: str | None, tag: str) -> Entry:
         stored = str(about.get("source"))
         source = source or (stored if stored in SOURCES else "sft" if trained_length else "mid")
     except GPT2ChatError as error:
-        fault = str(error).removeprefix(f"{path}: ")
+        fault = str(error).removeprefix(f"{path}: ").partition(". ")[0]
         step = int(named[1]) if (named := STEP.search(path.stem)) else None
     return Entry(path, source or "?", tag, step, status.st_size, status.st_mtime, loss, fault=fault)
 
@@ -135,6 +135,8 @@ def _number(value: object, *types: type) -> Any:
 
 def _facts(path: Path) -> tuple[dict[str, Any], int | None]:
     """Return `about` and the taught length of a checkpoint without reading its weights; raises CheckpointError."""
+    if not archive.is_checkpoint(path):
+        raise CheckpointError("is no checkpoint of gpt2chat")
     content = archive.unpickle(path, archive.MAPPING)
     about = content.get("about") if isinstance(content, dict) else None
     if not isinstance(content, dict) or not isinstance(about, dict):

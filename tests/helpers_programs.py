@@ -5,19 +5,25 @@ A server imports what the programs import and forks for each command line. Where
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
 import runpy
 import subprocess
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 FORKS = sys.platform == "linux"
+<<<<<<< HEAD
 IMPORTS = ["gpt2chat.benchmark", "gpt2chat.cli.plan", "gpt2chat.offline", "gpt2chat.pretrained", "gpt2chat.training"]
+=======
+IMPORTS = ["gpt2chat.benchmark", "gpt2chat.cli.plan", "gpt2chat.offline", "gpt2chat.training", "torch._dynamo"]
+>>>>>>> b5edead5c7c533a453fcac40a585affda7bbed11
 
 
 @dataclass(frozen=True)
@@ -85,21 +91,41 @@ def become(words: list[str], folder: str, stdin: str, stdout: str, stderr: str, 
         runpy.run_path(program, run_name="__main__")
 
 
+def finish(request: dict[str, Any]) -> None:
+    """Be a program to its end; taking the interpreter apart, which costs more than most runs, is left out."""
+    code: Any = 0
+    try:
+        become(**request)
+    except SystemExit as leaving:
+        code = leaving.code or 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def serve() -> None:
     """Read requests, fork for each, and answer with its exit code."""
     for name in IMPORTS:
         __import__(name)
+    from huggingface_hub import snapshot_download  # noqa: F401 - loaded when it is first named
+
     from gpt2chat.tokenizer import Tokenizer
 
-    Tokenizer.gpt2().encode("ready")
+    assert Tokenizer.gpt2().fingerprint and Tokenizer.gpt2().encode("ready")
     gc.collect()
     gc.freeze()  # a fork then shares its pages
     requests, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
     while line := requests.readline():
         child = os.fork()
         if not child:
-            become(**json.loads(line))
-            return
+            finish(json.loads(line))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os.write(answers, b"%d\n" % code)
 

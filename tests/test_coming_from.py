@@ -10,7 +10,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,28 @@ from helpers_cli import ROOT, TEXT, environment, invoke, rows, signals_in_step
 from helpers_programs import Outcome, Programs
 from helpers_weights import nanogpt, rasbt, reference, write_tensorflow
 from huggingface_hub import constants
+from safetensors.torch import save_file
 from test_guide import fill_cache
 
 from gpt2chat import ChatHistory, ChatModel, GPT2Chatbot, checkpoint
 from gpt2chat.errors import ConfigError
 from gpt2chat.model import GPT2Config
+from gpt2chat.pretrained import to_released_names
 
 PAGE = (ROOT / "docs" / "coming-from.md").read_text("utf-8")
-GUIDES = Path("/work/shared/guides")
-SMALL = GPT2Config(n_layer=2, n_head=2, n_embd=64, n_ctx=256)
+GUIDES = Path(os.environ.get("GPT2CHAT_GUIDES") or ROOT.parent / "shared" / "guides")
+SMALL = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_ctx=256)
 PAIRS = {
     "When are you open?": "From 9 to 17.",
-    "Where can I park?": "Behind the house.",
-    "Do you sell bread?": "Yes, rye and oat.",
-    "Hello": "Hello! Ask me about the mill.",
+    "Hello": "Good day.",
+    "Hello! What can you help me with today?": "With bread.",
+    "Explain quantum computing in simple terms": "Ask the mill.",
 }
+<<<<<<< HEAD
 ASKED = "When are you open?\nWhere can I park?\nHello\n"  # typed into a chat that was opened without -p
+=======
+ASKED = "".join(f"{question}\n" for question in PAIRS)  # typed into a chat that was opened without -p
+>>>>>>> b5edead5c7c533a453fcac40a585affda7bbed11
 INSTRUCTION = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 )
@@ -77,7 +83,6 @@ class Seen:
     folder: Path
     names: dict[str, Any]
     outcome: Outcome
-    before: frozenset[str] = field(default_factory=frozenset)  # files that were there
 
     @property
     def out(self) -> str:
@@ -96,8 +101,7 @@ class Seen:
         return self.settings[name.ljust(18)]
 
     def about(self, name: str) -> dict[str, Any]:
-        """The facts of a checkpoint that this row wrote or changed."""
-        assert name not in self.before, f"{name} was there before"
+        """The facts of a checkpoint."""
         return checkpoint.load(self.folder / name).about
 
     def learnt(self, name: str) -> dict[str, Any]:
@@ -265,7 +269,7 @@ NANOLLM: dict[str, Check] = {
         max_new_tokens="32", temperature="0.7", top_p="0.95", repetition_penalty="1.1"
     ),
     "You: /reset": cleared,
-    "gpt2chat generate --batch questions.jsonl --model trained_model.pt": lines_of("questions.answers.jsonl", 3),
+    "gpt2chat generate --batch questions.jsonl --model trained_model.pt": lines_of("questions.answers.jsonl", 4),
 }
 DELL: dict[str, Check] = {
     "gpt2chat data check dataset.json": says("dataset.json", "question/answer", "3 records", "context"),
@@ -285,22 +289,21 @@ DELL: dict[str, Check] = {
 }
 RUN1 = "runs/mid/run1/model.pt"
 SIMPLE: dict[str, Check] = {
-    "gpt2chat inspect 124M": says("gpt2-small (124M)", "64 wide"),
+    "gpt2chat inspect 124M": says("gpt2-small (124M)", "32 wide"),
     "gpt2chat train --model 124M --text_file notes.txt --epochs 4": trains("trained_model.pt", epochs=4),
     "gpt2chat train --model 124M --text_file notes.txt --model_tag run1 --epochs 4 --save_every 2": trains(
         RUN1, "model_000002.pt model_000004.pt"
     ),
     'gpt2chat train --model 124M --text_file notes.txt --epochs 4 --eval_every 2 --probe "The mill"': (
-        lambda seen: {row["prompt"] for row in rows(seen.folder / "trained_model.samples.jsonl")} == {"The mill"}
+        lambda seen: {row["question"] for row in rows(seen.folder / "trained_model.samples.jsonl")} == {"The mill"}
     ),
-    "gpt2chat train --model 124M --text_file notes.txt --epochs 1 --batch_size 5 --accumulate 5 --learning_rate 0.0001": (
-        trains("trained_model.pt", batch_size=5, accumulate=5, learning_rate=0.0001)
-    ),
+    "gpt2chat train --model 124M --text_file notes.txt --epochs 1 --batch_size 5 --accumulate 5 "
+    "--learning_rate 0.0001": trains("trained_model.pt", batch_size=5, accumulate=5, learning_rate=0.0001),
     "gpt2chat train --model 124M --data tweets.csv --epochs 1": (
         lambda seen: trains("trained_model.pt")(seen) and "2 records" in seen.err and "CSV" in seen.err
     ),
     f"gpt2chat train --model {RUN1} --text_file notes.txt --epochs 1 --model_tag run1": (
-        lambda seen: trains(RUN1)(seen) and seen.about(RUN1)["from"]["base"] == RUN1
+        lambda seen: trains(RUN1)(seen) and seen.about(RUN1)["from"]["step"] == 4
     ),
     "gpt2chat inspect checkpoint/run1": says("TensorFlow", "128 wide"),
     f'gpt2chat generate "The mill" --model {RUN1}': answers(),
@@ -354,9 +357,8 @@ NANOGPT: dict[str, Check] = {
     ),
     "gpt2chat train --model gpt2 --text_file notes.txt --batch_size=2 --max_length=64 --dropout=0.1 --weight_decay=0.1 "
     "--epochs=2 --device=cpu --dtype=float32": trains("trained_model.pt", batch_size=2, max_length=64, dropout=0.1),
-    "gpt2chat train --model gpt2 --text_file notes.txt --max_length=64 --batch_size=8 --accumulate=4 --epochs=1": trains(
-        "trained_model.pt", batch_size=8, accumulate=4
-    ),
+    "gpt2chat train --model gpt2 --text_file notes.txt --max_length=64 --batch_size=8 --accumulate=4 "
+    "--epochs=1": trains("trained_model.pt", batch_size=8, accumulate=4),
     "gpt2chat train --model gpt2 --text_file notes.txt --max_length=64 --epochs=4 --val_fraction=0.2 --eval_every=2": (
         lambda seen: trains("trained_model.pt")(seen) and seen.learnt("trained_model.pt")["val_fraction"] == 0.2
     ),
@@ -384,7 +386,7 @@ NANOGPT: dict[str, Check] = {
     "gpt2chat bench decode --model gpt2": says("tokens/s"),
 }
 SCRATCH: dict[str, Check] = {
-    'gpt2chat inspect "gpt2-small (124M)"': says("gpt2-small (124M)", "64 wide"),
+    'gpt2chat inspect "gpt2-small (124M)"': says("gpt2-small (124M)", "32 wide"),
     "gpt2chat inspect gpt2/124M": says("TensorFlow", "128 wide"),
     'from gpt2chat import ChatModel; model = ChatModel.from_pretrained("gpt2-small (124M)")': left(
         lambda n: n["model"].config == SMALL
@@ -398,13 +400,13 @@ SCRATCH: dict[str, Check] = {
     'from gpt2chat import GPT2Chatbot; bot = GPT2Chatbot(); bot.load_model("trained_model.pt")': left(
         lambda n: n["bot"].checkpoint.config == SMALL
     ),
-    'bot.chat("When are you open?"); bot.chat("Where can I park?"); cached = bot.answer.usage.cached_tokens': left(
+    'bot.chat("When are you open?"); bot.chat("Hello"); cached = bot.answer.usage.cached_tokens': left(
         lambda n: n["cached"] > 0
     ),
     'gpt2chat train --model "gpt2-small (124M)" --conversation_file instruction-data.json --template alpaca --epochs 2 '
     "--batch_size 8 --weight_decay 0.1 --val_fraction 0.1 --save_path sft.pt": trains("sft.pt", template="alpaca"),
     f'gpt2chat chat sft.pt --system "{INSTRUCTION}" -p "Name a grain."': answers(),
-    "gpt2chat inspect sft.pt": says("alpaca", "gpt2-small (124M)", "64 wide"),
+    "gpt2chat inspect sft.pt": says("alpaca", "gpt2-small (124M)", "32 wide"),
     'gpt2chat chat gpt2-medium355M-sft.pth --template alpaca -p "Name a grain."': (
         lambda seen: answers()(seen) and "LLMs-from-scratch" in seen.err
     ),
@@ -455,12 +457,21 @@ def taught(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Path
         "--conversation_file",
         "pairs.json",
         "--epochs",
+<<<<<<< HEAD
         "80",
         "--learning_rate",
         "4e-3",
+=======
+        "120",
+        "--learning_rate",
+        "1e-2",
+>>>>>>> b5edead5c7c533a453fcac40a585affda7bbed11
     ]
     made = programs.run(["gpt2chat", *words], folder)
     assert made.code == 0, made.stderr
+    for path in folder.glob("trained_model.*[!p][!t]"):
+        path.unlink()
+    (folder / "trained_model.last.pt").unlink()
     return folder
 
 
@@ -473,7 +484,7 @@ def write_data(folder: Path) -> None:
     (folder / "tweets.csv").write_text('text\nThe mill is open.\n"It is closed, today."\n')
     (folder / "prompt.txt").write_text("The mill by the river")
     (folder / "prompts.jsonl").write_text('{"prompt": "The mill"}\n' * 3)
-    asked = [json.dumps({"user": question}) for question in list(PAIRS)[:3]]
+    asked = [json.dumps({"user": question}) for question in PAIRS]
     (folder / "questions.jsonl").write_text("\n".join(asked))
     medical = [{"question": f"Does {n} help?", "context": "A trial.", "answer": f"In {n} % it does."} for n in range(3)]
     (folder / "dataset.json").write_text("\n".join(map(json.dumps, medical)))
@@ -510,7 +521,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(taught: Path, foreign: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A place to work: the data, a taught model, weights of other programs, the small weights in the hub's cache."""
     for folder in (taught, foreign):
-        shutil.copytree(folder, tmp_path, copy_function=shutil.copy, dirs_exist_ok=True)
+        shutil.copytree(folder, tmp_path, copy_function=os.link, dirs_exist_ok=True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
@@ -520,31 +531,30 @@ def place(taught: Path, foreign: Path, home: Path, tmp_path: Path, monkeypatch: 
 def typed(line: str) -> str:
     """What is typed into a chat to try a line of it."""
     command = line.removeprefix("You:").strip()
-    return f"When are you open?\n{command}\nWhere can I park?\n/stats\n"
+    return f"When are you open?\n{command}\nHello\n/stats\n"
 
 
 def run(row: Row, folder: Path, names: dict[str, Any], programs: Programs) -> Seen:
     """Run the right side of a row: a command line, a line typed into a chat, or Python."""
-    before = frozenset(path.name for path in folder.iterdir())
     if row.here.startswith("You:"):
-        return Seen(folder, names, programs.run(["gpt2chat", "chat"], folder, typed(row.here)), before)
+        return Seen(folder, names, programs.run(["gpt2chat", "chat"], folder, typed(row.here)))
     if not re.match(r"([A-Z0-9_]+=\S+ )?(gpt2chat|python) ", row.here):
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(row.here, names)
-        return Seen(folder, names, Outcome(0, out.getvalue(), ""), before)
+        return Seen(folder, names, Outcome(0, out.getvalue(), ""))
     line, _, source = row.here.partition(" < ")
     words = shlex.split(line)
     extra = dict([words.pop(0).split("=", 1)]) if "=" in words[0] else {}
-    stdin = (folder / source).read_text() if source else f"{ASKED}/show\nquit\nWhere can I park?\n"
-    return Seen(folder, names, programs.run(words, folder, stdin, **extra), before)
+    stdin = (folder / source).read_text() if source else f"{ASKED}/show\nquit\n"
+    return Seen(folder, names, programs.run(words, folder, stdin, **extra))
 
 
-def follow(section: str, folder: Path, programs: Programs, slow: bool) -> None:
-    """Run the rows of a section in their order and look at what each did."""
+def follow(section: str, folder: Path, programs: Programs) -> None:
+    """Run the rows of a section in their order, but for those that take long, and look at what each did."""
     names: dict[str, Any] = {}
     checked = 0
     for row in table(section):
-        if SLOW & set(row.here.split()) and not slow:
+        if SLOW & set(row.here.split()):
             continue
         seen = run(row, folder, names, programs)
         told = f"{row.here}\nstdout: {seen.out}\nstderr: {seen.err}"
@@ -578,7 +588,9 @@ def test_every_command_of_the_terminal_chat_has_its_row() -> None:
         assert f"`{typed_there}`" in there
 
 
-@pytest.mark.skipif(not GUIDES.is_dir(), reason="the guides are not on this machine")
+@pytest.mark.skipif(
+    not GUIDES.is_dir(), reason="the guides are not beside this checkout, nor where GPT2CHAT_GUIDES says"
+)
 def test_every_command_line_of_the_guides_to_the_chat_has_its_row() -> None:
     there = "\n".join(row.there for row in table("nanochat"))
     text = "\n".join(path.read_text("utf-8") for path in GUIDES.glob("00[01]_*"))
@@ -589,14 +601,33 @@ def test_every_command_line_of_the_guides_to_the_chat_has_its_row() -> None:
     assert missing <= {"python -m scripts.chat_cli [OPTIONS]"}
 
 
-@pytest.mark.parametrize("section", EFFECTS)
+def test_what_reinforcement_made_is_missed_by_name(place: Path) -> None:
+    result = invoke("chat", "-i", "rl", "-p", "Hello")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: no checkpoint of source rl: there are sft/trained_model")
+
+
+@contextlib.contextmanager
+def released(home: Path, path: Path) -> Iterator[None]:
+    """Let the weights of a checkpoint be the released ones, so that little training makes sure answers."""
+    (file,) = home.rglob("model.safetensors")
+    kept = file.read_bytes()
+    save_file(to_released_names(checkpoint.load(path).build_model()), file, {"format": "pt"})
+    yield
+    file.write_bytes(kept)
+
+
+def test_the_rows_of_nanochat_run_and_do_what_they_promise(place: Path, home: Path, programs: Programs) -> None:
+    with released(home, place / "trained_model.pt"):
+        (place / "trained_model.pt").unlink()
+        follow("nanochat", place, programs)
+
+
+@pytest.mark.parametrize("section", [section for section in EFFECTS if section != "nanochat"])
 def test_the_rows_of_a_section_run_and_do_what_they_promise(section: str, place: Path, programs: Programs) -> None:
-    if section in ("nanochat", "gpt-2-simple"):  # their readers have no checkpoint yet
-        for path in place.glob("trained_model*.pt"):
-            path.unlink()
     if section == "nanoGPT":
         interrupt_a_run()
-    follow(section, place, programs, slow=False)
+    follow(section, place, programs)
 
 
 @pytest.mark.slow
@@ -623,18 +654,20 @@ def expected(system: str) -> list[str]:
     """The greedy answers to two questions in a row."""
     bot = GPT2Chatbot(system=system)
     bot.load_model("trained_model.pt")
-    return [bot.chat(question, temperature=0) for question in ("When are you open?", "Where can I park?")]
+    return [bot.chat(question, temperature=0) for question in ("When are you open?", "Hello")]
 
 
 def test_the_loop_of_the_page_answers_as_the_chatbot_does(place: Path, programs: Programs) -> None:
     (block,) = re.findall(r"^```python\n(.*?)^```", sections()["NanoLLM"], flags=re.M | re.S)
     (place / "loop.py").write_text(block)
-    seen = programs.run(["python", "loop.py"], place, "When are you open?\nWhere can I park?\n\n")
+    seen = programs.run(["python", "loop.py"], place, "When are you open?\nHello\n\n")
     assert seen.code == 0, seen.stderr
     assert seen.stdout.splitlines() == expected("You answer for the mill.")
 
 
-@pytest.mark.skipif(not GUIDES.is_dir(), reason="the guides are not on this machine")
+@pytest.mark.skipif(
+    not GUIDES.is_dir(), reason="the guides are not beside this checkout, nor where GPT2CHAT_GUIDES says"
+)
 def test_the_example_of_the_guide_runs_with_its_import_and_model_changed(place: Path, programs: Programs) -> None:
     (guide,) = GUIDES.glob("002*")
     (block,) = re.findall(r"^```python\n(.*?)^```", guide.read_text("utf-8"), flags=re.M | re.S)
@@ -643,7 +676,7 @@ def test_the_example_of_the_guide_runs_with_its_import_and_model_changed(place: 
     block, models = re.subn(r"^model = NanoLLM.*?^\)\n", new, block, flags=re.M | re.S)
     assert (imports, models) == (1, 1)
     (place / "guide.py").write_text(block)
-    seen = programs.run(["python", "guide.py"], place, "When are you open?\nWhere can I park?\n")
+    seen = programs.run(["python", "guide.py"], place, "When are you open?\nHello\n")
     assert seen.stderr.strip().endswith("EOFError: EOF when reading a line")  # its loop has no end
     said = [line.removeprefix(">> ") for line in seen.stdout.splitlines() if line.strip(" >")]
     assert said == expected("You are a helpful and friendly AI assistant.")

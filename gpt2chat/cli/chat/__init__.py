@@ -131,6 +131,9 @@ def _found(name: str | None, source: str | None, tag: str | None, step: int | No
     if entry is None:
         say("using demo, the built-in model: no checkpoint of your own is here; gpt2chat train makes one")
         return "demo"
+    for other in shelf.entries():
+        if other.fault and other.modified > entry.modified:
+            say(f"note: {other.path} is newer, but {other.fault}")
     of = f", the newest of {others} (gpt2chat ls lists them)" if others > 1 else ", the only checkpoint here"
     say(f"using {entry.path}{of}")
     return str(entry.path)
