@@ -19,11 +19,7 @@ from types import TracebackType
 from typing import Any
 
 FORKS = sys.platform == "linux"
-<<<<<<< HEAD
-IMPORTS = ["gpt2chat.benchmark", "gpt2chat.cli.plan", "gpt2chat.offline", "gpt2chat.pretrained", "gpt2chat.training"]
-=======
 IMPORTS = ["gpt2chat.benchmark", "gpt2chat.cli.plan", "gpt2chat.offline", "gpt2chat.training", "torch._dynamo"]
->>>>>>> b5edead5c7c533a453fcac40a585affda7bbed11
 
 
 @dataclass(frozen=True)

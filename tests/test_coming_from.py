@@ -37,11 +37,7 @@ PAIRS = {
     "Hello! What can you help me with today?": "With bread.",
     "Explain quantum computing in simple terms": "Ask the mill.",
 }
-<<<<<<< HEAD
-ASKED = "When are you open?\nWhere can I park?\nHello\n"  # typed into a chat that was opened without -p
-=======
 ASKED = "".join(f"{question}\n" for question in PAIRS)  # typed into a chat that was opened without -p
->>>>>>> b5edead5c7c533a453fcac40a585affda7bbed11
 INSTRUCTION = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 )
@@ -457,15 +453,9 @@ def taught(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Path
         "--conversation_file",
         "pairs.json",
         "--epochs",
-<<<<<<< HEAD
-        "80",
-        "--learning_rate",
-        "4e-3",
-=======
         "120",
         "--learning_rate",
         "1e-2",
->>>>>>> b5edead5c7c533a453fcac40a585affda7bbed11
     ]
     made = programs.run(["gpt2chat", *words], folder)
     assert made.code == 0, made.stderr
