@@ -34,7 +34,7 @@ def save(messages: Sequence[Message], path: Path, model: str) -> None:
 
     Answers without text are left out together with their questions, as nothing could be learnt from them.
     """
-    said = [m for m, after in zip(messages, [*messages[1:], None], strict=True) if not _lost(m, after)]
+    said = [m for m, after in zip(messages, [*messages, None][1:], strict=True) if not _lost(m, after)]
     row = {"messages": as_rows(said), "provenance": provenance("chat", model)}
     text = json.dumps([row], ensure_ascii=False, indent=1) + "\n"
     with atomic_writer(path) as file:

@@ -92,8 +92,9 @@ def entries() -> list[Entry]:
     runs: dict[Path, list[Entry]] = {}
     for entry in [_entry(path, None, path.stem) for path in _files(Path())]:
         best = entry.path.with_name(f"{STEP.sub('', entry.path.stem)}.pt")
-        own = entry.step is not None and entry.path == step_file(best, entry.step)
-        runs.setdefault(best if own else entry.path, []).append(entry)
+        if entry.step is None or entry.path != step_file(best, entry.step):  # no step, by its name
+            best = entry.path
+        runs.setdefault(best, []).append(dataclasses.replace(entry, tag=best.stem))
     for folder in runs_folder().glob("*/*/"):
         runs[folder / BEST] = [_entry(path, folder.parent.name, folder.name) for path in _files(folder)]
     found = [entry for best, run in runs.items() for entry in _of_run(run, best)]
