@@ -157,7 +157,9 @@ def find(source: str | None = None, tag: str | None = None, step: int | None = N
         fitting = [entry for entry in fitting if entry.step == step]
     usable = [entry for entry in fitting if not entry.fault and (entry.for_use or step is not None)]
     if usable:
-        return usable[0], len(usable)
+        kept = step_file(usable[0].path, step or 0)
+        asked_for = step is not None and kept.exists()  # which stays when a later run makes another one for use
+        return dataclasses.replace(usable[0], path=kept) if asked_for else usable[0], len(usable)
     if (source, tag, step) == (None, None, None):
         if fitting:
             raise CheckpointError(f"{fitting[0].path}: {fitting[0].fault}")

@@ -172,7 +172,8 @@ def test_a_damaged_file_is_listed_with_its_fault_and_never_chosen(place: Place) 
     assert shown.exit_code == 0
     assert sum("cut short" in line for line in shown.stdout.splitlines()) == 2
     spoil(step), spoil(good)
-    assert find() == (None, 0)
+    with pytest.raises(CheckpointError, match="cut short"):
+        find()
 
 
 def test_runs_can_lie_elsewhere(place: Place, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
