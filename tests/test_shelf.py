@@ -118,7 +118,8 @@ def test_of_a_run_the_best_is_for_use_and_steps_are_asked_for(place: Place) -> N
     last = place("runs/sft/bot/model_000030.pt", step=30)
     shown = {entry.path.name: (entry.step, entry.for_use) for entry in entries()}
     assert shown == {"model_000030.pt": (30, False), "model.pt": (20, True), "model_000010.pt": (10, False)}
-    assert found() == found(tag="bot") == found("sft", "bot") == found(tag="bot", step=20) == best
+    assert found() == found(tag="bot") == found("sft", "bot") == best
+    assert found(tag="bot", step=20) == step_file(best, 20)
     assert find()[1] == 1
     assert (found(step=10), found(tag="bot", step=30)) == (first, last)
 
