@@ -145,8 +145,8 @@ def _facts(path: Path) -> tuple[dict[str, Any], int | None]:
     return about, content.get("trained_length")
 
 
-def find(source: str | None = None, tag: str | None = None, step: int | None = None) -> tuple[Entry | None, int]:
-    """Return the newest checkpoint that fits, and how many fit; None when nothing was asked for and nothing is there.
+def find(source: str | None = None, tag: str | None = None, step: int | None = None) -> Entry | None:
+    """Return the newest checkpoint that fits; None when nothing was asked for and nothing is there.
 
     Without a step the one that is for use is taken. Raises CheckpointError, naming what there is, when something was
     asked for that is not there.
@@ -159,11 +159,11 @@ def find(source: str | None = None, tag: str | None = None, step: int | None = N
     if usable:
         kept = step_file(usable[0].path, step or 0)
         asked_for = step is not None and kept.exists()  # which stays when a later run makes another one for use
-        return dataclasses.replace(usable[0], path=kept) if asked_for else usable[0], len(usable)
+        return dataclasses.replace(usable[0], path=kept) if asked_for else usable[0]
     if (source, tag, step) == (None, None, None):
         if fitting:
             raise CheckpointError(f"{fitting[0].path}: {fitting[0].fault}")
-        return None, 0
+        return None
     asked = ", ".join(f"{name} {value}" for name, value in _named(source, tag, step) if value is not None)
     raise CheckpointError(f"no checkpoint of {asked}: {_there(there)}")
 

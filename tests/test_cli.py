@@ -441,7 +441,7 @@ def test_a_message_that_does_not_fit_ends_its_answer_and_not_the_chat(tiny: Path
 def test_without_a_checkpoint_the_one_in_this_folder_is_used_and_said(place: Path) -> None:
     save_tiny(place / "trained_model.pt", seed=5)
     result = invoke("chat", "-p", "Hello", *GREEDY)
-    assert result.stderr.startswith("using trained_model.pt, the only checkpoint here\n")
+    assert result.stderr.startswith("using trained_model.pt, your newest model here (gpt2chat ls shows all)\n")
     assert result.stdout.splitlines() == answer(place / "trained_model.pt", "Hello")
 
 

@@ -57,7 +57,7 @@ def spoil(path: Path) -> None:
 
 
 def found(*arguments: Any, **named: Any) -> Path | None:
-    entry, _ = find(*arguments, **named)
+    entry = find(*arguments, **named)
     return entry and entry.path
 
 
@@ -66,7 +66,7 @@ def found(*arguments: Any, **named: Any) -> Path | None:
 
 def test_nothing_here_is_no_fault_unless_something_is_asked_for() -> None:
     assert entries() == []
-    assert find() == (None, 0)
+    assert find() is None
     for asked, named in (({"tag": "bot"}, "tag bot"), ({"source": "sft", "step": 3}, "source sft, step 3")):
         with pytest.raises(CheckpointError, match=f"no checkpoint of {named}: there are none in .* nor in runs"):
             find(**asked)
@@ -88,10 +88,10 @@ def test_the_newest_comes_first_and_is_taken(place: Place) -> None:
         ("mid", "old", None),
     ]
     assert all(entry.for_use and entry.size == entry.path.stat().st_size for entry in entries())
-    assert found() == new and find()[1] == 3
+    assert found() == new
     os.utime(old)
     assert found() == old
-    assert found("sft") == run and find("sft")[1] == 1
+    assert found("sft") == run
     assert found(source="mid", tag="new") == new
 
 
@@ -120,7 +120,6 @@ def test_of_a_run_the_best_is_for_use_and_steps_are_asked_for(place: Place) -> N
     assert shown == {"model_000030.pt": (30, False), "model.pt": (20, True), "model_000010.pt": (10, False)}
     assert found() == found(tag="bot") == found("sft", "bot") == best
     assert found(tag="bot", step=20) == step_file(best, 20)
-    assert find()[1] == 1
     assert (found(step=10), found(tag="bot", step=30)) == (first, last)
 
 

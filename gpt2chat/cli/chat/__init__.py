@@ -127,15 +127,15 @@ def _found(name: str | None, source: str | None, tag: str | None, step: int | No
         if step is not None:
             raise ConfigError(f"step: released weights have no steps, got {step}")
         return tag or "demo"
-    entry, others = shelf.find(source, tag, step)
+    entry = shelf.find(source, tag, step)
     if entry is None:
         say("using demo, the built-in model: no checkpoint of your own is here; gpt2chat train makes one")
         return "demo"
     for other in shelf.entries():
         if other.fault and other.modified > entry.modified:
             say(f"note: {other.path} is newer, but {other.fault}")
-    of = f", the newest of {others} (gpt2chat ls lists them)" if others > 1 else ", the only checkpoint here"
-    say(f"using {entry.path}{of}")
+    asked = (source, tag, step) != (None, None, None)
+    say(f"using {entry.path}{'' if asked else ', your newest model here (gpt2chat ls shows all)'}")
     return str(entry.path)
 
 
