@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from helpers_cli import ROOT, invoke, save_tiny
 from hypothesis import HealthCheck, given, settings
@@ -69,7 +70,8 @@ def test_no_line_ends_a_chat_with_a_traceback(place: Path, bot: GPT2Chatbot, lin
     bot.clear_custom_examples()
     lines = [line for line in lines if "\n" not in line]
     talk = Talk(bot, "bot.pt", Scripted([*lines, "/new", "Hello"]), Screen(False), place / "f.jsonl")
-    assert talk.run() == 0
+    with click.Context(click.Command("chat"), info_name="gpt2chat"):
+        assert talk.run() == 0
 
 
 @pytest.fixture(scope="module")

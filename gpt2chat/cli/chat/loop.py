@@ -95,8 +95,9 @@ class Talk:
         from gpt2chat import pretrained
 
         messages, began = list(self.bot.messages), time.perf_counter()
+        teaching.remind(self)  # of what was taught to the model there is
         self.bot.open(name)
         self.bot.messages = messages
-        self.model, self.feedback = name, teaching.feedback_for(name, self._feedback, self.feedback.pairs)
+        self.model, self.feedback = name, teaching.feedback_for(name, self._feedback)
         seconds = time.perf_counter() - began
         self.screen.say(f"{pretrained.describe(self.bot.checkpoint)}; loaded in {seconds:.1f} s")

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from gpt2chat.conversation import Message
 
 
-def feedback_for(name: str, path: Path | None, pairs: int = 0) -> Feedback:
+def feedback_for(name: str, path: Path | None) -> Feedback:
     """Return where approved and taught answers of a model go: beside its file, or in this folder."""
     from gpt2chat.chats import Feedback
     from gpt2chat.run import RunFiles
 
     own = Path(name)
     beside = RunFiles(own).beside("feedback.jsonl") if own.suffix == ".pt" else Path("feedback.jsonl")
-    return Feedback(path or beside, name, pairs)
+    return Feedback(path or beside, name)
 
 
 def read_pairs(path: Path) -> list[dict[str, str]]:
@@ -85,23 +85,29 @@ def teach(talk: Talk, argument: str) -> None:
 
 def offer(talk: Talk) -> None:
     """At the end, ask whether to learn what was taught; without a terminal say how to."""
-    count = talk.feedback.pairs
-    if not count:
-        return
-    pairs = f"{count} new pair{'' if count == 1 else 's'}"
-    if not talk.screen.interactive:
-        talk.screen.say(f"{pairs} in {talk.feedback.path}; learn {'it' if count == 1 else 'them'} with:")
-        talk.screen.show_command(_command(_arguments(talk)))
+    if not talk.feedback.pairs or not talk.screen.interactive:
+        remind(talk)
         return
     try:
-        answer = talk.lines.read(f"{pairs}, retrain now? about {in_words(_seconds(talk))} [y/N] ")
+        answer = talk.lines.read(f"{_new_pairs(talk)}, retrain now? about {in_words(_seconds(talk))} [y/N] ")
     except (EOFError, KeyboardInterrupt):
         answer = ""
     if answer.strip().lower() in ("y", "yes"):
         talk.handle("/retrain")
     else:
-        talk.screen.say("Later:")
+        remind(talk)
+
+
+def remind(talk: Talk) -> None:
+    """Say where the pairs of this chat are, and what learns them, if there are any."""
+    if talk.feedback.pairs:
+        talk.screen.say(f"{_new_pairs(talk)} in {talk.feedback.path}, to be learnt with:")
         talk.screen.show_command(_command(_arguments(talk)))
+
+
+def _new_pairs(talk: Talk) -> str:
+    count = talk.feedback.pairs
+    return f"{count} new pair{'' if count == 1 else 's'}"
 
 
 def retrain(talk: Talk, argument: str) -> None:
