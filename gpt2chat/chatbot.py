@@ -112,18 +112,19 @@ class GPT2Chatbot:
         return choose(self._device, self._dtype, self._quantize, self._notice, self._compile)
 
     def _open(self, name: str, read: Callable[[str], Checkpoint]) -> None:
-        self._adopt(*open_model(name, self._choice(), read))
-        if self.fallback is not None:
-            self._judge = self._judge_of(name)
+        loaded, runtime = open_model(name, self._choice(), read)
+        judge = self._judge_of(name, loaded) if self.fallback is not None else None
+        self._adopt(loaded, runtime)
+        self._judge = judge
 
-    def _judge_of(self, name: str | None) -> Judge:
+    def _judge_of(self, name: str | None, loaded: Checkpoint) -> Judge:
         """Return what says how sure an answer is: as it was measured for this file, if it was."""
         path = pretrained.checkpoint_file(name) if name else None
         calibration = load_calibration(path) if path and not pretrained.is_bundled(path) else None
-        misfit = calibration.misfit(packs.identity(path), self.checkpoint.taught) if calibration and path else None
+        misfit = calibration.misfit(packs.identity(path), loaded.taught) if calibration and path else None
         if misfit:
             self._notice(misfit)
-        return Judge(self.checkpoint.taught, None if misfit else calibration)
+        return Judge(loaded.taught, None if misfit else calibration)
 
     @property
     def threshold(self) -> float:
@@ -176,6 +177,16 @@ class GPT2Chatbot:
     def examples(self) -> list[Message]:
         """What is shown to the model before the conversation: the checkpoint's examples, then this object's own."""
         return [*self.checkpoint.examples, *self._examples]
+
+    def examples_fitting(self) -> int:
+        """Return how many of the examples, the last ones, the model is shown before a short question."""
+        kept, _ = self._fit([Message("user", "?")], self.generation)
+        return (len(kept) - (self.system is not None)) // 2
+
+    def drop_custom_example(self, user: str, bot: str) -> None:
+        """Take back one pair that `add_custom_examples` added, if it did."""
+        pairs = zip(self._examples[::2], self._examples[1::2], strict=True)
+        self._examples = [m for pair in pairs if (pair[0].content, pair[1].content) != (user, bot) for m in pair]
 
     def clear_custom_examples(self) -> None:
         """Take back what `add_custom_examples` added."""
@@ -300,7 +311,7 @@ class GPT2Chatbot:
         if self.fallback is None:
             return None
         decoder = self.decoder
-        judge = self._judge = self._judge or self._judge_of(None)
+        judge = self._judge = self._judge or self._judge_of(None, self.checkpoint)
 
         def doubt(answer: Answer) -> str | None:
             logprobs = [score.logprob for score in explain(decoder, answer.prompt, answer.tokens, top=0)]
@@ -339,22 +350,25 @@ class GPT2Chatbot:
         return StreamingReply(prompt, begin, text, stop, template.lead, at_end, judge, decoder.cache)
 
     def _fitted(self, messages: Conversation, generation: GenerationConfig) -> Conversation:
-        """Return what the model sees of a conversation: system prompt, examples, and the turns that fit."""
+        """Return what the model sees of a conversation; what it no longer sees is told once."""
+        kept, dropped = self._fit(messages, generation)
+        if dropped and not self._told_dropped:
+            self._told_dropped = True
+            n_ctx, length = self.decoder.runtime.config.n_ctx, self.checkpoint.trained_length
+            full = f"{length} tokens of conversation it was taught are" if length else f"{n_ctx} tokens of context are"
+            self._notice(f"the {full} full: the model no longer sees the oldest turns, or not all examples")
+        return kept
+
+    def _fit(self, messages: Conversation, generation: GenerationConfig) -> tuple[Conversation, int]:
+        """Return system prompt, examples and turns that fit, and how many examples and turns do not."""
         loaded, decoder = self._ready()
         system = [message for message in messages if message.role == "system"]
         if not system and self.system:
             system = [Message("system", self.system)]
         live = [message for message in messages if message.role != "system"]
-        pinned = [*system, *self.examples]
-        n_ctx = decoder.runtime.config.n_ctx
+        n_ctx, room = decoder.runtime.config.n_ctx, generation.max_new_tokens
         length = loaded.trained_length or n_ctx
-        room = generation.max_new_tokens
-        kept, dropped = fit_context(pinned, live, self.template, self.tokenizer, length, n_ctx, room)
-        if dropped and not self._told_dropped:
-            self._told_dropped = True
-            full = f"context of {n_ctx} tokens" if length == n_ctx else f"{length} tokens of conversation it was taught"
-            self._notice(f"the {full} are full: the model no longer sees the oldest turns")
-        return kept
+        return fit_context([*system, *self.examples], live, self.template, self.tokenizer, length, n_ctx, room)
 
     def _generation(self, options: dict[str, object]) -> GenerationConfig:
         known = {field.name for field in dataclasses.fields(GenerationConfig)}

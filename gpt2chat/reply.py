@@ -147,6 +147,9 @@ class StreamingReply(Iterator[str]):
     def __str__(self) -> str:
         return self.text
 
+    def __repr__(self) -> str:
+        return f"StreamingReply({self.text!r}, {self.finish_reason or 'not at its end; read it, or wait()'})"
+
     def __next__(self) -> str:
         with self._turn:
             return next(self._pieces)

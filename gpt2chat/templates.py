@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -247,8 +248,10 @@ def template_named(name: str) -> Template:
         return built_in
     if name.endswith(".json") or os.path.isfile(name):
         return read_template(Path(name))
-    names = ", ".join([*TEMPLATES, *ALIASES])
-    raise ConfigError(f"template: expected one of {names}, or a .json file, got {name!r}")
+    names = [*TEMPLATES, *ALIASES]
+    near = difflib.get_close_matches(name, names, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"template: expected one of {', '.join(names)}, or a .json file, got {name!r}{meant}")
 
 
 def template_given(given: object) -> Template:

@@ -132,8 +132,9 @@ class Terminal:
 
     def end(self) -> int:
         """Wait for the program to leave; return its exit code."""
+        until = time.monotonic() + PATIENCE
         while self._pump(0.5) and self.process.poll() is None:
-            pass
+            assert time.monotonic() < until, f"expected the end of the program, found:\n{self.text()}"
         while self._pump(0.1) and select.select([self._master], [], [], 0)[0]:
             pass
         return self.process.wait(PATIENCE)

@@ -137,7 +137,7 @@ def test_ctrl_c_stops_the_answer_clears_the_line_and_twice_leaves(endless: Path,
         shown = terminal.wait("[stopped", after=before)
         assert "Traceback" not in shown
         assert "^C" not in shown
-        assert "1 turns" in terminal.say("/stats")
+        assert "1 turn;" in terminal.say("/stats")
         assert "cancelled" in terminal.text()
         assert "Saved" in terminal.say("/save cut.json")
         kept = json.loads((tmp_path / "cut.json").read_text("utf-8"))[0]["messages"]
@@ -146,7 +146,7 @@ def test_ctrl_c_stops_the_answer_clears_the_line_and_twice_leaves(endless: Path,
         terminal.prompt()
         terminal.type("half a question" + CTRL_C)
         terminal.wait("Ctrl-C again leaves")
-        assert "1 turns" in terminal.say("/stats")  # which begins to count anew
+        assert "1 turn;" in terminal.say("/stats")  # which begins to count anew
         before = terminal.prompt()
         terminal.type(CTRL_C)
         terminal.wait("Ctrl-C again leaves", after=before)
@@ -196,7 +196,7 @@ def test_every_command_does_what_it_says(taught: Path, tmp_path: Path) -> None:
         ("/edit Hello", "Hi there"),
         ("/teach Good day to you.", "Taught"),
         ("/examples", "Hello  ->  Good day to you."),
-        ("/examples pairs.json", "1 examples of pairs.json"),
+        ("/examples pairs.json", "1 example of pairs.json"),
         ("/examples clear", "No examples"),
         ("/system Be brief.", "System prompt: Be brief."),
         ("/system none", "System prompt: none"),
@@ -211,7 +211,7 @@ def test_every_command_does_what_it_says(taught: Path, tmp_path: Path) -> None:
         ("/new", "A new conversation."),
         ("/load chat.json", "Loaded"),
         ("/stats", "came from the cache"),
-        ("/load nowhere.json", "No such file"),
+        ("/load nowhere.json", "no such file"),
         ("/model other.pt", "loaded in"),
         ("/model bot.pt", "loaded in"),
         ("/model nowhere.pt", "no such file"),
@@ -347,7 +347,7 @@ def test_examples_stop_and_system_reach_the_model(taught: Path, tmp_path: Path) 
     file.write_text(json.dumps([{"user": "a", "bot": "b"}]), "utf-8")
     options = ["--examples", str(file), "--stop", " a mill", "--system", "Be kind."]
     done = spawn(["-m", "gpt2chat", "chat", "bot.pt", *GREEDY, *options], taught, stdin="Tell me a story\n/show\n")
-    assert "1 examples of" in done.stderr
+    assert "1 example of" in done.stderr
     assert "Be kind." in done.stderr
     assert " a mill" not in done.stdout
     assert done.stdout.strip()

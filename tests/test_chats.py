@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gpt2chat.chats import Feedback, load, provenance, save
 from gpt2chat.conversation import Message
-from gpt2chat.errors import CheckpointError, DataError, DiskFullError
+from gpt2chat.errors import ConfigError, DataError, DiskFullError
 from gpt2chat.version import __version__
 
 FULL = Path("/dev/full")  # takes nothing, for want of room
@@ -37,7 +37,7 @@ def good_json() -> str:
 
 
 def test_a_chat_comes_back_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "a folder" / "chat.json"
+    path = tmp_path / "a chat.json"
     save(CHAT, path, "runs/sft/bot/model.pt")
     assert load(path) == CHAT
     [row] = json.loads(path.read_text("utf-8"))
@@ -140,7 +140,7 @@ def test_a_file_that_is_no_chat_is_refused_in_one_line(tmp_path: Path, content: 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.json").write_bytes(b'["\xe9"]')
     for name in ("none.json", ".", "latin.json", "nul\0.json"):
-        with pytest.raises(DataError, match="cannot be read|expected a chat as JSON") as caught:
+        with pytest.raises(DataError, match="cannot be read|expected a chat as JSON|no such file") as caught:
             load(tmp_path / name)
         assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
@@ -256,9 +256,13 @@ def test_a_chat_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
     monkeypatch.undo()
     assert contents(tmp_path) == before
     for place in (tmp_path, path / "chat.json"):
-        with pytest.raises(CheckpointError):
+        with pytest.raises(ConfigError):
             save(CHAT, place, "demo")
-    assert contents(tmp_path) == before
+    other = tmp_path / "model.pt"
+    other.write_bytes(b"not a chat")
+    with pytest.raises(ConfigError, match="something else than a saved chat"):
+        save(CHAT, other, "demo")
+    assert contents(tmp_path) == before | {"model.pt": b"not a chat"}
 
 
 @needs_dev_full

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SHOWN = (100, 95, 90, 80, 70, 50)  # per cent of the questions
 COVERAGE = 0.9
+WORTH = 0.5  # precision below which a threshold is no help
 OWN_OPTIONS = ("coverage", "precision", "receipt", "taught")
 
 
@@ -54,6 +55,18 @@ def check_options(name: str, conversation_file: Sequence[Path], calibrate: bool,
     if o["coverage"] and o["precision"]:
         raise ConfigError("coverage, precision: expected one of the two, got both")
     _receipt(name, o["receipt"])
+
+
+def check_count(pairs: int) -> None:
+    """Refuse, before any is answered, held-out pairs that are too few to learn from; raises DataError."""
+    from gpt2chat.confidence import LEAST_PAIRS
+    from gpt2chat.errors import DataError
+
+    if pairs < LEAST_PAIRS:
+        raise DataError(
+            f"calibrate: expected at least {LEAST_PAIRS} held-out pairs, found {pairs}: hold out more "
+            "(gpt2chat data split --fraction)"
+        )
 
 
 def _receipt(name: str, receipt: Path | None) -> Path:
@@ -106,11 +119,21 @@ def calibrated(
         runtime=runtime.description,
         data_sha256=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
     )
-    if found.known:
-        say(f"note: {found.known} of the {found.pairs} questions were taught word by word: new ones are harder")
+    _remark(found)
     found.save(path)
     say(f"saved {path}")
     return {**found.to_dict(), "receipt": str(path), "table": _rows(found)}
+
+
+def _remark(found: Calibration) -> None:
+    """Say what makes a calibration worth less than it looks."""
+    if found.known:
+        say(f"note: {found.known} of the {found.pairs} questions were taught word by word: new ones are harder")
+    if found.precision < WORTH:
+        say(
+            f"warning: of the answers that it would give {found.precision:.0%} are right: teach it more like these "
+            "questions, or ask for less with --coverage or --precision"
+        )
 
 
 def _cases(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.calibrate import calibrated, calibration_options, check_options, table
+from gpt2chat.cli.calibrate import calibrated, calibration_options, check_count, check_options, table
 from gpt2chat.cli.options import ModelName, chosen, device_options, sources
 from gpt2chat.cli.terminal import SETTINGS, reports_errors, say
 
@@ -159,6 +159,8 @@ def _read(files: tuple[Path, ...], loaded: Checkpoint, **o: Any) -> list[tuple[M
         if tokens > n_ctx:
             raise ContextError(f"{record.place}: has {tokens} tokens, the context holds {n_ctx}: shorten it")
         conversations.append(messages)
+    if o["calibrate"]:
+        check_count(len(conversations))
     return conversations
 
 

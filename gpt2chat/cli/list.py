@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.terminal import SETTINGS, reports_errors, say
+from gpt2chat.cli.terminal import SETTINGS, reports_errors, say, visible
 
 if TYPE_CHECKING:
     from gpt2chat.shelf import Entry
@@ -33,7 +33,9 @@ def list_command(source: str | None, model_tag: str | None, as_json: bool) -> No
     shown = [e for e in shelf.entries() if source in (None, e.source) and model_tag in (None, e.tag)]
     for line in map(json.dumps, map(_facts, shown)) if as_json else _table(shown):
         click.echo(line)
-    if not shown:
+    if not shown and shelf.entries():
+        say("none of these; gpt2chat ls without options shows all")
+    elif not shown:
         say("no checkpoint here yet; gpt2chat train makes one, gpt2chat chat demo needs none")
 
 
@@ -53,4 +55,4 @@ def _row(entry: Entry) -> tuple[str, ...]:
     date = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.modified))
     loss = "" if entry.validation_loss is None else f"{entry.validation_loss:.3f}"
     fault = f" ({entry.fault})" if entry.fault else ""
-    return entry.source, entry.tag, step, f"{entry.size / 1e6:.0f} MB", date, loss, f"{entry.path}{fault}"
+    return entry.source, visible(entry.tag), step, f"{entry.size / 1e6:.0f} MB", date, loss, visible(f"{entry.path}{fault}")

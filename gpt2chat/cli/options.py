@@ -92,7 +92,9 @@ def kept_once(place: Path) -> tuple[Path, str] | None:
 def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of `GenerationConfig`."""
     options = [
-        click.option("-t", "--temperature", type=float, default=0.6, help="0 always takes the likeliest token."),
+        click.option(
+            "-t", "--temperature", "--temp", type=float, default=0.6, help="0 always takes the likeliest token."
+        ),
         click.option("-k", "--top_k", type=int, default=50, help="Draw from the k likeliest tokens; 0 is all."),
         click.option("--top_p", type=float, default=1.0, help="Draw from the likeliest tokens that reach p."),
         click.option("--min_p", type=float, default=0.0, help="Drop tokens less than min_p as likely as the first."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import functools
 import os
 import re
@@ -70,6 +71,11 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} hours"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun: 1 turn, 2 turns."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def shortened(lines: Sequence[str], most: int = 12) -> list[str]:
     """Return one line per file, or of many files the first ones and how many more there are."""
     return list(lines) if len(lines) <= most else [*lines[: most - 1], f"… and {len(lines) - most + 1} files more"]
@@ -119,6 +125,9 @@ def visible(text: str) -> str:
 
 def tolerate_any_text() -> None:
     """Let odd bytes and narrow encodings become replacement characters instead of ending a chat."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever began the program
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the program
     for stream in (sys.stdin, sys.stdout):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -164,6 +173,11 @@ def reports_errors(function: Command) -> Command:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or error.filename is not None:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            fail("standard output: cannot be written: no space left", RUNTIME_ERROR)
         except ModuleNotFoundError as error:
             if error.name not in NEEDED:
                 raise

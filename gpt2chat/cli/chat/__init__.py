@@ -89,11 +89,10 @@ def _bot(options: dict[str, Any], screen: Screen) -> GPT2Chatbot:
 
 def _prepare(bot: GPT2Chatbot, options: dict[str, Any]) -> None:
     """Bring what needs the model to be there."""
-    from gpt2chat.cli.chat.teaching import read_pairs
+    from gpt2chat.cli.chat.teaching import examples_shown, read_pairs
 
     for path in options["examples"]:
-        count = bot.add_custom_examples(read_pairs(path))
-        say(f"{count} examples of {path} are shown to the model before the conversation")
+        say(examples_shown(bot, bot.add_custom_examples(read_pairs(path)), path))
     if bot.fallback is not None:
         say(f"answers below a confidence of {bot.threshold:.2f} are replaced by the fallback")
     if options["draft"] not in ("auto", "lookup", "none"):
@@ -108,10 +107,14 @@ def open_model(
 ) -> str:
     """Load what the user named, or the newest own checkpoint that fits, or the demo; say which, and return it."""
     from gpt2chat import pretrained
+    from gpt2chat.cli.chat.screen import say_folded
+    from gpt2chat.errors import ConfigError
 
+    if name is not None and " " in name and not pretrained.is_known(name) and not Path(name).exists():
+        raise ConfigError(f"checkpoint: expected a model, got {name!r}: to ask that, pass it with -p")
     name = name if name is not None and (source, tag, step) == (None, None, None) else _found(name, source, tag, step)
     bot.open(name)
-    say(f"{pretrained.describe(bot.checkpoint)}; {bot.decoder.runtime.description}")
+    say_folded(f"{pretrained.describe(bot.checkpoint)}; {bot.decoder.runtime.description}")
     drawn = "greedy" if bot.generation.temperature == 0 else "drawn"
     say(f"answers are {drawn} (temperature {bot.generation.temperature:g})")
     return name
@@ -119,6 +122,7 @@ def open_model(
 
 def _found(name: str | None, source: str | None, tag: str | None, step: int | None) -> str:
     from gpt2chat import shelf
+    from gpt2chat.cli.chat.screen import say_folded
     from gpt2chat.errors import ConfigError
 
     if name is not None:
@@ -135,7 +139,7 @@ def _found(name: str | None, source: str | None, tag: str | None, step: int | No
         if other.fault and other.modified > entry.modified:
             say(f"note: {other.path} is newer, but {other.fault}")
     asked = (source, tag, step) != (None, None, None)
-    say(f"using {entry.path}{'' if asked else ', your newest model here (gpt2chat ls shows all)'}")
+    say_folded(f"using {entry.path}{'' if asked else ', your newest model here (gpt2chat ls shows all)'}")
     return str(entry.path)
 
 

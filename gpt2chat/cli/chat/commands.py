@@ -15,6 +15,7 @@ import click
 
 from gpt2chat.cli.chat import teaching
 from gpt2chat.cli.chat.screen import explained, statistics
+from gpt2chat.cli.terminal import counted
 
 if TYPE_CHECKING:
     from gpt2chat.cli.chat.loop import Talk
@@ -68,7 +69,7 @@ def _new(talk: Talk, argument: str) -> None:
 
 def _regenerate(talk: Talk, argument: str) -> None:
     options: dict[str, Any] = {}
-    generation = talk.bot.generation
+    generation, _ = talk.bot.generation, talk.bot.last_question
     talk.asked_again += 1
     if generation.temperature == 0:
         options["temperature"] = REGEN_TEMPERATURE
@@ -81,7 +82,7 @@ def _regenerate(talk: Talk, argument: str) -> None:
 def _undo(talk: Talk, argument: str) -> None:
     question = talk.bot.undo()
     left = sum(message.role == "user" for message in talk.bot.messages)
-    talk.screen.say(f"Taken back: {question.content!r}; {left} turn{'' if left == 1 else 's'} left.")
+    talk.screen.say(f"Taken back: {question.content!r}; {counted(left, 'turn')} left.")
 
 
 def _edit(talk: Talk, argument: str) -> None:
@@ -124,17 +125,22 @@ def _load(talk: Talk, argument: str) -> None:
     talk.bot.reset()
     talk.bot.system = next((m.content for m in messages if m.role == "system"), talk.bot.system)
     talk.bot.messages = [message for message in messages if message.role != "system"]
-    talk.screen.say(f"Loaded {len(talk.bot.messages)} messages from {path}; the conversation goes on.")
+    talk.screen.say(f"Loaded {counted(len(talk.bot.messages), 'message')} from {path}; the conversation goes on:")
+    for message in talk.bot.messages[-2:]:
+        talk.screen.say(f"  {'Bot' if message.role == 'assistant' else 'You'}: {message.content}")
 
 
 def _file(argument: str, example: str) -> str:
     from gpt2chat.errors import ConfigError
 
+    whole = os.path.expanduser(argument)
+    if argument and "\0" not in argument and len(argument) < 250 and os.path.exists(whole):
+        return whole  # also with blanks, as Tab writes it
     try:
         parts = shlex.split(argument)
     except ValueError:  # a quote that is not closed
         parts = []
-    if len(parts) != 1:
+    if len(parts) != 1 or not parts[0] or "\0" in parts[0]:
         raise ConfigError(f"expected the name of one file, as in {example}, got {argument or 'none'}")
     return os.path.expanduser(parts[0])
 
@@ -179,7 +185,8 @@ def set_option(talk: Talk, name: str, value: str) -> None:
         try:
             number = DRAWING[name](value)
         except ValueError:
-            raise ConfigError(f"{name}: expected a number, got {value!r}") from None
+            kind = "a number" if DRAWING[name] is float else "a whole number"
+            raise ConfigError(f"{name}: expected {kind}, got {value!r}") from None
         bot.generation = dataclasses.replace(bot.generation, **{name: number})
 
 
@@ -188,13 +195,18 @@ def _show(talk: Talk, argument: str) -> None:
 
     bot = talk.bot
     rows = [("model", pretrained.describe(bot.checkpoint)), ("computed by", bot.decoder.runtime.description)]
-    rows += [(name, str(getattr(bot.generation, name))) for name in DRAWING]
-    rows += [("stop", repr(bot.stop)), ("template", bot.template.name), ("system", bot.system or "none")]
+    drawn = {name: getattr(bot.generation, name) for name in DRAWING}
+    rows += [(name, "none" if value is None else str(value)) for name, value in drawn.items()]
+    rows += [
+        ("stop", ", ".join(map(repr, bot.stop)) or "none"),
+        ("template", bot.template.name),
+        ("system", bot.system or "none"),
+    ]
     rows += [("examples", str(len(bot.examples) // 2)), ("feedback", str(talk.feedback.path))]
     if bot.fallback is not None:
         rows.append(("fallback", f"{bot.fallback!r} below a confidence of {bot.threshold:.2f}"))
     for name, value in rows:
-        talk.screen.say(f"{name:18} {value}")
+        talk.screen.say_pair(f"{name:18} ", value)
 
 
 def _system(talk: Talk, argument: str) -> None:
@@ -209,7 +221,7 @@ def _examples(talk: Talk, argument: str) -> None:
     elif argument:
         path = Path(_file(argument, "/examples pairs.json"))
         count = talk.bot.add_custom_examples(teaching.read_pairs(path))
-        talk.screen.say(f"{count} examples of {path} are shown to the model before each conversation.")
+        talk.screen.say(teaching.examples_shown(talk.bot, count, path))
         return
     examples = talk.bot.examples
     for question, answer in zip(examples[::2], examples[1::2], strict=True):
@@ -235,6 +247,8 @@ def _why(talk: Talk, argument: str) -> None:
     answer = talk.bot.answer
     if answer is None or not answer.tokens:
         raise ConfigError("/why: expected an answer of this chat to look at, found none yet")
+    if answer.replaced:
+        talk.screen.say(f"The fallback was given (confidence {answer.confidence or 0:.2f}) in place of this answer:")
     scores = explain(talk.bot.decoder, answer.prompt, answer.tokens)
     shown = scores if argument == "all" else scores[:SHOWN_TOKENS]
     for line in explained(shown, talk.screen.width):
@@ -254,12 +268,8 @@ def _stats(talk: Talk, argument: str) -> None:
 def _help(talk: Talk, argument: str) -> None:
     talk.screen.say('Type a message and press Enter. Alt-Enter or pasting makes several lines, as does """ … """.')
     for command in COMMANDS:
-        usage = " ".join(part for part in (", ".join((*command.names, *command.bare[:2])), command.argument) if part)
-        if talk.screen.width < 80:
-            talk.screen.say(f"  {usage}")
-            talk.screen.say(f"      {command.words}")
-        else:
-            talk.screen.say(f"  {usage:34} {command.words}")
+        names = ", ".join((*command.names, *command.bare[:2]))
+        talk.screen.say_pair(f"  {f'{names} {command.argument}':31} ", command.words)
     talk.screen.say("temp 0.7, top_p 0.9 and length brief work without a slash. Ctrl-C stops an answer.")
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import click
 
-from gpt2chat.cli.terminal import say
+from gpt2chat.cli.terminal import Interrupted, say
 
 KEPT = 1000  # lines of history
 QUOTES = '"""'
@@ -77,8 +79,10 @@ class History:
     def _read(self) -> Iterator[str]:
         with contextlib.suppress(OSError):
             for line in self._path.read_text("utf-8", "replace").splitlines() if self._path else ():
-                with contextlib.suppress(ValueError):
-                    yield str(json.loads(line))
+                with contextlib.suppress(ValueError, RecursionError):
+                    typed = json.loads(line)
+                    if isinstance(typed, str) and "\0" not in typed:
+                        yield typed.encode("utf-8", "replace").decode("utf-8")
 
     def _shorten(self) -> None:
         """Let the file hold the last lines alone."""
@@ -101,6 +105,8 @@ class History:
     @staticmethod
     def _write(path: Path, lines: Sequence[str]) -> None:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8") as file:
+            if hasattr(os, "fchmod"):
+                os.fchmod(file.fileno(), 0o600)  # also when it was there
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
@@ -197,7 +203,18 @@ class ToolkitLines:
 
     def read(self, prompt: str, default: str = "") -> str:
         """Return what was typed."""
-        return str(self._session.prompt(prompt, default=default))
+        before = signal.signal(signal.SIGTERM, self._leave)
+        try:
+            return str(self._session.prompt(prompt, default=default))
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        """End the prompt by a signal: an exception that is raised here would end in the event loop."""
+        app = self._session.app
+        if app.loop is None or not app.is_running:
+            raise Interrupted(number)
+        app.loop.call_soon_threadsafe(lambda: app.exit(exception=Interrupted(number)))
 
 
 def _toolkit_history(kept: History) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,7 @@ class Talk:
             self._interrupts = 0
             if line:
                 self.handle(line)
-        teaching.offer(self)
+        self._guarded(lambda: teaching.offer(self))
         if self.screen.interactive:
             self.screen.say("Goodbye!")
         return 0
@@ -63,14 +64,21 @@ class Talk:
         return read_message(self.lines, prompt)
 
     def handle(self, line: str) -> None:
-        """Carry out one line. What the user can mend is said in one line, and the chat goes on."""
+        """Carry out one line."""
+        self._guarded(lambda: commands.handle(self, line) or self.ask(line))
+
+    def _guarded(self, act: Callable[[], object]) -> None:
+        """Do something. What the user can mend is said in one line, and the chat goes on."""
         from gpt2chat.errors import GPT2ChatError
 
         try:
-            if not commands.handle(self, line):
-                self.ask(line)
+            act()
         except GPT2ChatError as error:
             self.screen.say(f"{error}")
+        except OSError as error:  # of a file that the user named
+            if error.filename is None:
+                raise
+            self.screen.say(f"{error.filename}: {error.strerror}")
         except (EOFError, KeyboardInterrupt):  # while a command asked for more
             self.screen.say("\nNothing was changed.")
         except Interrupted as interrupt:
@@ -79,8 +87,15 @@ class Talk:
             self.screen.say("\n[interrupted]")
 
     def ask(self, text: str) -> None:
-        """Answer a message."""
-        self.answer(self.bot.stream(text))
+        """Answer a message; one that cannot be answered leaves an empty answer to those who count lines."""
+        from gpt2chat.errors import GPT2ChatError
+
+        try:
+            reply = self.bot.stream(text)
+        except GPT2ChatError as error:
+            self.screen.no_answer(error)
+            raise
+        self.answer(reply)
 
     def answer(self, reply: StreamingReply) -> None:
         """Show an answer and count it."""

@@ -7,21 +7,22 @@ import json
 import math
 import shutil
 import sys
-import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.terminal import Interrupted, Signals, say, visible
+from gpt2chat.cli.terminal import Interrupted, Signals, counted, say, visible
 
 if TYPE_CHECKING:
     from gpt2chat.chatbot import GPT2Chatbot
     from gpt2chat.explanation import TokenScore
     from gpt2chat.reply import Answer, StreamingReply, Usage
 
+MOST_NARROW = 30  # columns that words need beside a name
 NARROW = 60  # columns below which lines of figures are kept short
+UNLIKELY = math.log(0.001)  # below which no other token is shown
 ALTERNATIVES = 4  # beside the token that was said
 
 
@@ -41,8 +42,21 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Print what is not an answer, its lines folded to the terminal."""
-        for line in text.splitlines() or [""]:
-            say(fold(line, self.width) if self.interactive else line)
+        for line in text.split("\n"):
+            shown = visible(line)
+            say(fold(shown, self.width) if self.interactive else shown)
+
+    def say_pair(self, name: str, words: str) -> None:
+        """Print a name and what belongs to it, in columns; where there is little room, below each other."""
+        words = visible(words)
+        if not self.interactive:
+            say(f"{name}{words}")
+            return
+        indent = len(name) if self.width - len(name) >= MOST_NARROW else 4
+        if indent < len(name) or not name.endswith(" "):
+            say(name.rstrip())
+            name = " " * indent
+        say(fold(f"{name}{words}", self.width, indent))
 
     def show_command(self, command: str) -> None:
         """Print what can be copied to a shell: in one line, however long."""
@@ -50,7 +64,9 @@ class Screen:
 
     def dim(self, text: str) -> None:
         """Print what matters less."""
-        say(text if self.plain else click.style(text, dim=True))
+        for line in text.splitlines():
+            shown = fold(line, self.width) if self.interactive else line
+            say(shown if self.plain else click.style(shown, dim=True))
 
     def answer(self, reply: StreamingReply, context: int) -> None:
         """Print an answer while it is written; Ctrl-C ends it, and what was said stays.
@@ -72,6 +88,13 @@ class Screen:
                 return
         if self.interactive and not self.plain:
             self.dim(figures(reply.answer, context, self.width))
+
+    def no_answer(self, error: Exception) -> None:
+        """Print what stands for an answer that could not be given, where each question has its line."""
+        if self.as_json:
+            click.echo(json.dumps({"answer": None, "error": str(error)}, ensure_ascii=False))
+        elif not self.interactive:
+            click.echo()
 
     def _pieces(self, reply: StreamingReply) -> None:
         if self.as_json:
@@ -98,7 +121,7 @@ def _without_echo() -> Iterator[None]:
         import termios
 
         before = termios.tcgetattr(sys.stdin)
-    except (ImportError, OSError, ValueError, termios.error):  # no terminal, or one of another kind
+    except (ImportError, OSError, ValueError, TypeError, termios.error):  # no terminal, or one of another kind
         yield
         return
     quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
@@ -171,7 +194,7 @@ def statistics(bot: GPT2Chatbot, answers: int, total: Usage) -> list[str]:
     decoder, answer = bot.decoder, bot.answer
     size = decoder.runtime.config.n_ctx
     turns = sum(message.role == "user" for message in bot.messages)
-    lines = [f"conversation: {turns} turns; context: {len(decoder.ids)}/{size} tokens in the cache"]
+    lines = [f"conversation: {counted(turns, 'turn')}; context: {len(decoder.ids)}/{size} tokens in the cache"]
     if answer is not None:
         usage = answer.usage
         lines.append(
@@ -181,12 +204,18 @@ def statistics(bot: GPT2Chatbot, answers: int, total: Usage) -> list[str]:
         )
     if answers:
         lines.append(
-            f"this chat: {answers} answers, {total.new_tokens} tokens in {total.seconds:.1f} s; "
+            f"this chat: {counted(answers, 'answer')}, {total.new_tokens} tokens in {total.seconds:.1f} s; "
             f"{total.cached_tokens} of {total.prompt_tokens} prompt tokens came from the cache"
         )
     if total.drafted_tokens:
         lines.append(f"guesses: {total.accepted_tokens} of {total.drafted_tokens} taken")
     return [*lines, f"computed by: {decoder.runtime.description}"]
+
+
+def say_folded(text: str) -> None:
+    """Print a line, folded where standard error is a terminal."""
+    shown = visible(text)
+    say(fold(shown, shutil.get_terminal_size().columns) if sys.stderr.isatty() else shown)
 
 
 def columns(text: str) -> int:
@@ -201,12 +230,24 @@ def padded(text: str, width: int) -> str:
     return text + " " * max(0, width - columns(text))
 
 
-def fold(line: str, width: int) -> str:
-    """Return a line broken between words where the terminal ends; what follows is indented as the line is."""
+def fold(line: str, width: int, indent: int | None = None) -> str:
+    """Return a line broken between words where the terminal ends.
+
+    What follows is indented by `indent`, or as the line is.
+    """
+    indent = len(line) - len(line.lstrip()) if indent is None else indent
+    begins = " " * min(indent, width // 2)
+    wrap, lines = Wrap(0), list[str]()
     if columns(line) < width:
         return line
-    indent = " " * (len(line) - len(line.lstrip()))
-    return textwrap.fill(line, max(20, width - 1), subsequent_indent=indent, break_on_hyphens=False)
+    first = wrap.push(line, width - 1) + wrap.flush(width - 1)
+    head, _, rest = first.partition("\n")
+    while rest:
+        lines.append(head.rstrip())
+        wrap = Wrap(len(begins))
+        again = " ".join(rest.split("\n"))
+        head, _, rest = (begins + wrap.push(again.lstrip(), width - 1) + wrap.flush(width - 1)).partition("\n")
+    return "\n".join([*lines, head.rstrip()])
 
 
 def explained(scores: Sequence[TokenScore], width: int) -> list[str]:
@@ -219,7 +260,7 @@ def explained(scores: Sequence[TokenScore], width: int) -> list[str]:
             f"{_spelled(other)} {_percent(logprob)}" for other, logprob in score.alternatives if other != score.text
         ]
         rank = "" if score.rank == 1 else f" #{score.rank}"
-        line = f"{padded(text, widest)} {_percent(score.logprob):>5}{rank:4} instead: "
+        line = f"{padded(text, widest)} {_percent(score.logprob):>5}{rank:4} {'instead: ' if others else ''}"
         for other in others[:ALTERNATIVES]:
             if columns(line) + columns(other) + 2 < width:
                 line += f"{other}  "

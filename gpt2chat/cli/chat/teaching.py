@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2chat.cli.terminal import in_words, program
+from gpt2chat.cli.terminal import counted, in_words, program
 
 if TYPE_CHECKING:
+    from gpt2chat.chatbot import GPT2Chatbot
     from gpt2chat.chats import Feedback
     from gpt2chat.cli.chat.loop import Talk
     from gpt2chat.conversation import Message
@@ -42,19 +43,34 @@ def read_pairs(path: Path) -> list[dict[str, str]]:
     return pairs
 
 
-def _exchange(talk: Talk) -> tuple[Message, Message]:
-    """Return the last question and its answer; raises ConfigError when there is none."""
+def examples_shown(bot: GPT2Chatbot, count: int, path: Path) -> str:
+    """Say that pairs were added which the model is shown, and how many of all there is room for."""
+    there, fitting = len(bot.examples) // 2, bot.examples_fitting()
+    room = f"; of {there} the last {fitting} fit into its context" if fitting < there else ""
+    return f"{counted(count, 'example')} of {path} added, to be shown to the model before the conversation{room}"
+
+
+def _judged(talk: Talk) -> list[Message]:
+    """Return the conversation up to the answer that is judged; raises ConfigError when there is none."""
+    from gpt2chat.conversation import Message
     from gpt2chat.errors import ConfigError
 
-    if len(talk.bot.messages) < 2 or talk.bot.messages[-1].role != "assistant":
+    messages = talk.bot.messages
+    if [message.role for message in messages[-2:]] != ["user", "assistant"]:
         raise ConfigError("expected an answer to judge, found none yet: ask something first")
-    return talk.bot.messages[-2], talk.bot.messages[-1]
+    return [*([Message("system", talk.bot.system)] if talk.bot.system else []), *messages]
 
 
 def good(talk: Talk, argument: str) -> None:
     """Keep the last answer as one to learn."""
-    _exchange(talk)
-    talk.feedback.approve(talk.bot.messages)
+    from gpt2chat.conversation import Message
+    from gpt2chat.errors import ConfigError
+
+    messages = _judged(talk)
+    if not messages[-1].content.strip():
+        raise ConfigError("/good: expected an answer with words, found an empty one: /teach gives the right one")
+    talk.feedback.approve(messages)
+    talk.bot.messages[-1] = Message("assistant", messages[-1].content)
     talk.screen.say(f"Kept in {talk.feedback.path}.")
 
 
@@ -62,25 +78,32 @@ def bad(talk: Talk, argument: str) -> None:
     """Keep the last answer as one not to learn, neither from this chat nor from others."""
     from gpt2chat.conversation import Message
 
-    _, answer = _exchange(talk)
-    talk.feedback.reject(talk.bot.messages)
+    *_, question, answer = messages = _judged(talk)
+    talk.feedback.reject(messages)
+    talk.bot.drop_custom_example(question.content, answer.content)
     talk.bot.messages[-1] = Message("assistant", answer.content, trained=False)
     talk.screen.say(f"Noted in {talk.feedback.preferences}. /teach gives the right answer, /regen asks again.")
 
 
 def teach(talk: Talk, argument: str) -> None:
     """Store the right answer as a pair, put it in the place of what was said, and show it to the model from now on."""
-    question, answer = _exchange(talk)
+    from gpt2chat.errors import ConfigError
+
+    *_, question, answer = messages = _judged(talk)
+    if not argument and not talk.screen.interactive:
+        raise ConfigError("/teach: expected the right answer behind it, as in /teach Under the mat, got none")
     right = argument or talk.read("Right answer: ")
     if not right:
         talk.screen.say("Nothing was taught.")
         return
-    if right != answer.content:
-        talk.feedback.reject(talk.bot.messages, chosen=right)
-    talk.feedback.teach(question, right)
+    talk.feedback.teach(messages, right)
     talk.bot.correct(right)
+    talk.bot.drop_custom_example(question.content, answer.content)
     talk.bot.add_custom_examples([{"user": question.content, "bot": right}])
-    talk.screen.say(f"Taught, and kept in {talk.feedback.path}; the model is shown it from now on. /retrain learns it.")
+    talk.screen.say(
+        f"Taught, and kept in {talk.feedback.path}. The model is shown it from now on, which is enough for large ones; "
+        "/retrain learns it."
+    )
 
 
 def offer(talk: Talk) -> None:
@@ -106,8 +129,7 @@ def remind(talk: Talk) -> None:
 
 
 def _new_pairs(talk: Talk) -> str:
-    count = talk.feedback.pairs
-    return f"{count} new pair{'' if count == 1 else 's'}"
+    return counted(talk.feedback.pairs, "new pair")
 
 
 def retrain(talk: Talk, argument: str) -> None:
@@ -139,7 +161,8 @@ def _arguments(talk: Talk) -> list[str]:
     arguments = ["--model", talk.model, "--conversation_file", str(talk.feedback.path)]
     if talk.bot.checkpoint.taught:
         arguments.append("--rehearse")
-    if tag := shelf.tag_of(own):
+    tag = shelf.tag_of(own)
+    if tag and shelf.TAG.fullmatch(tag):
         return [*arguments, "--model_tag", _next(tag, lambda name: shelf.tagged("sft", name).exists())]
     path = own if own.suffix == ".pt" else Path("trained_model.pt")
     name = _next(path.stem, lambda name: path.with_name(f"{name}.pt").exists())
