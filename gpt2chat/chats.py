@@ -47,7 +47,7 @@ def save(messages: Sequence[Message], path: Path, model: str) -> None:
 def _check_name(path: Path) -> None:
     try:
         if path.exists() and not _is_chat(path):
-            raise ConfigError(f"{path}: holds something else than a saved chat and would be replaced: pass another name")
+            raise ConfigError(f"{path}: holds something else than a saved chat and stays: pass another name")
         if not path.parent.is_dir():
             raise ConfigError(f"{path}: there is no folder {path.parent}")
     except OSError as error:  # a name that is too long, a folder that may not be read
@@ -127,11 +127,11 @@ class Feedback:
         """Keep the right answer to the last question, as a pair; what was said instead is rejected."""
         *before, answer = messages
         system = [message for message in before if message.role == "system"]
-        if right != answer.content:
-            self.reject(messages, right)
         corrected = _said([*before, Message("assistant", right)])
         if corrected not in self._kept:
             self._keep(corrected, [*system, before[-1], Message("assistant", right)], "teach")
+        if right != answer.content:
+            self.reject(messages, right)
 
     def reject(self, messages: Sequence[Message], chosen: str | None = None) -> None:
         """Keep the last answer as one that was not wanted, and what was chosen in its place."""

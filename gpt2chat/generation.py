@@ -204,7 +204,8 @@ def stream_text(
 ) -> Generator[str, None, None]:
     """Turn a stream of ids into whole characters: without `lead` at the start, ended by the first stop string.
 
-    However the stream ends, `ids` is closed, and with it the computation. A filter that is given tells what happened.
+    However the stream ends, `ids` is closed, and with it the computation. A character that was not finished is left
+    out. A filter that is given tells what happened.
     """
     stops = stop if isinstance(stop, StopFilter) else StopFilter(stop)
     unlead = _LeadFilter(lead)
@@ -214,7 +215,8 @@ def stream_text(
                 yield text
             if stops.stopped:
                 break
-        if text := unlead.push(stops.push(decoder.flush()) + stops.flush()) + unlead.flush():
+        decoder.flush()
+        if text := unlead.push(stops.flush()) + unlead.flush():
             yield text
     finally:
         if isinstance(ids, Generator):

@@ -133,7 +133,7 @@ class ChatModel:
         does. The reply's `kv_cache` is for the next turn, whenever this one ends.
         """
         cache = self._new_cache() if kv_cache is None else kv_cache
-        prompt = [*cache.ids, *self._ids(inputs)]
+        prompt = [*cache.ids, *(self.embed_text(inputs) if isinstance(inputs, str) else inputs)]
         words, stops = self._stops(stop_tokens)
         drawn: dict[str, Any] = {
             "temperature": temperature if do_sample else 0,
@@ -151,12 +151,6 @@ class ChatModel:
         if not streaming:
             reply.wait()
         return reply
-
-    def _ids(self, inputs: str | Sequence[int]) -> Sequence[int]:
-        ids = self.embed_text(inputs) if isinstance(inputs, str) else inputs
-        if not isinstance(ids, Sequence) or not all(isinstance(i, int) and 0 <= i < self.config.vocab_size for i in ids):
-            raise ConfigError(f"inputs: expected text, or ids below {self.config.vocab_size}, got {str(inputs)[:60]}")
-        return ids
 
     def _new_cache(self) -> ChatCache:
         return ChatCache(Decoder(self.runtime, draft_for(self._draft, self.runtime)))

@@ -53,6 +53,13 @@ def test_a_chat_comes_back_as_it_was(tmp_path: Path) -> None:
 @given(messages=TALK)
 def test_what_is_saved_can_be_loaded(messages: list[Message], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "any.json"
+    if not any(
+        message.content.strip() and not (message.role == "user" and empty_answer(after))
+        for message, after in zip(messages, [*messages, None][1:], strict=True)
+    ):
+        with pytest.raises(ConfigError, match="nothing to save"):
+            save(messages, path, "demo")
+        return
     save(messages, path, "demo")
     loaded = load(path)
     assert [(m.role, m.content, m.trained) for m in loaded if m.role != "assistant"] == [
@@ -187,7 +194,7 @@ def test_feedback_is_training_data_that_says_where_it_is_from(tmp_path: Path) ->
     tiny, saved = save_tiny(tmp_path / "tiny.pt"), tmp_path / "bot.pt"
     feedback = Feedback(tmp_path / "tiny.feedback.jsonl", "tiny.pt")
     feedback.approve([*CHAT[:3], Message("user", "Why?"), Message("assistant", "Because.", trained=False)])
-    feedback.teach(USER, "At home.")
+    feedback.teach([USER, Message("assistant", "At home.")], "At home.")
     assert feedback.pairs == 2
     approved, taught = rows(feedback.path)
     assert [message.get("weight", 1) for message in approved["messages"]] == [1, 1, 0, 1, 1]
@@ -236,8 +243,8 @@ def test_the_file_beside_is_another_one(name: str, beside: str) -> None:
 def test_a_last_line_that_was_not_ended_spoils_only_itself(tmp_path: Path, left: bytes) -> None:
     feedback = Feedback(tmp_path / "feedback.jsonl", "demo")
     feedback.path.write_bytes(left)
-    feedback.teach(USER, "At home.")
-    feedback.teach(USER, "Here.")
+    feedback.teach([USER, Message("assistant", "At home.")], "At home.")
+    feedback.teach([USER, Message("assistant", "Here.")], "Here.")
     first, *lines = feedback.path.read_bytes().splitlines()
     assert first == left
     assert [json.loads(line)["messages"][1]["content"] for line in lines] == ["At home.", "Here."]
@@ -269,7 +276,7 @@ def test_a_chat_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
 def test_feedback_on_a_full_disk_is_an_error_and_not_counted(tmp_path: Path) -> None:
     feedback = Feedback(tmp_path / "feedback.jsonl", "demo")
     feedback.path.symlink_to(FULL)
-    for keep in (lambda: feedback.approve(CHAT[:3]), lambda: feedback.teach(USER, "x")):
+    for keep in (lambda: feedback.approve(CHAT[:3]), lambda: feedback.teach([USER, Message("assistant", "x")], "x")):
         with pytest.raises(DiskFullError, match=r"feedback\.jsonl: cannot be written: No space left"):
             keep()
     assert feedback.pairs == 0
@@ -280,7 +287,7 @@ def test_an_append_that_fails_leaves_the_file_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     feedback = Feedback(tmp_path / "feedback.jsonl", "demo")
-    feedback.teach(USER, "At home.")
+    feedback.teach([USER, Message("assistant", "At home.")], "At home.")
     before = feedback.path.read_bytes()
     real = Path.open
 
@@ -289,11 +296,11 @@ def test_an_append_that_fails_leaves_the_file_as_it_was(
 
     monkeypatch.setattr(Path, "open", small_disk)
     with pytest.raises(DiskFullError, match="unchanged"):
-        feedback.teach(USER, "No room for this.")
+        feedback.teach([USER, Message("assistant", "No room for this.")], "No room for this.")
     monkeypatch.undo()
     assert feedback.path.read_bytes() == before
     assert feedback.pairs == 1
-    feedback.teach(USER, "Now there is.")
+    feedback.teach([USER, Message("assistant", "Now there is.")], "Now there is.")
     assert len(rows(feedback.path)) == 2
 
 

@@ -55,4 +55,12 @@ def _row(entry: Entry) -> tuple[str, ...]:
     date = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.modified))
     loss = "" if entry.validation_loss is None else f"{entry.validation_loss:.3f}"
     fault = f" ({entry.fault})" if entry.fault else ""
-    return entry.source, visible(entry.tag), step, f"{entry.size / 1e6:.0f} MB", date, loss, visible(f"{entry.path}{fault}")
+    return (
+        entry.source,
+        visible(entry.tag),
+        step,
+        f"{entry.size / 1e6:.0f} MB",
+        date,
+        loss,
+        visible(f"{entry.path}{fault}"),
+    )

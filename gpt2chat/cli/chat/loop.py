@@ -65,7 +65,7 @@ class Talk:
 
     def handle(self, line: str) -> None:
         """Carry out one line."""
-        self._guarded(lambda: commands.handle(self, line) or self.ask(line))
+        self._guarded(lambda: None if commands.handle(self, line) else self.ask(line))
 
     def _guarded(self, act: Callable[[], object]) -> None:
         """Do something. What the user can mend is said in one line, and the chat goes on."""

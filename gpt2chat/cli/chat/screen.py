@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import shutil
 import sys
 import unicodedata
@@ -235,19 +236,20 @@ def fold(line: str, width: int, indent: int | None = None) -> str:
 
     What follows is indented by `indent`, or as the line is.
     """
-    indent = len(line) - len(line.lstrip()) if indent is None else indent
-    begins = " " * min(indent, width // 2)
-    wrap, lines = Wrap(0), list[str]()
     if columns(line) < width:
         return line
-    first = wrap.push(line, width - 1) + wrap.flush(width - 1)
-    head, _, rest = first.partition("\n")
-    while rest:
-        lines.append(head.rstrip())
-        wrap = Wrap(len(begins))
-        again = " ".join(rest.split("\n"))
-        head, _, rest = (begins + wrap.push(again.lstrip(), width - 1) + wrap.flush(width - 1)).partition("\n")
-    return "\n".join([*lines, head.rstrip()])
+    indent = len(line) - len(line.lstrip()) if indent is None else indent
+    begins, lines, current = " " * min(indent, width // 2), list[str](), ""
+    for part in re.findall(r"\s*\S+", line):
+        if current and columns(current + part) >= width:
+            lines.append(current)
+            current, part = begins, part.lstrip()
+        while columns(current + part) >= width:  # longer than a line
+            cut = next(n for n in range(len(part)) if columns(current + part[: n + 1]) >= width) or 1
+            lines.append(current + part[:cut])
+            current, part = begins, part[cut:]
+        current += part
+    return "\n".join([*lines, current])
 
 
 def explained(scores: Sequence[TokenScore], width: int) -> list[str]:
