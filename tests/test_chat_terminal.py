@@ -7,11 +7,13 @@ import os
 import re
 import signal
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from helpers_cli import ROOT, pairs, rows, save_tiny, spawn
+from helpers_cli import ROOT, environment, pairs, rows, save_tiny, spawn
 from helpers_terminal import CTRL_A, CTRL_C, CTRL_D, ENTER, ESCAPE, LEFT, TAB, UP, Terminal
 
 from gpt2chat import checkpoint
@@ -362,10 +364,26 @@ def test_the_python_on_the_page_runs(taught: Path, tmp_path: Path) -> None:
     assert done.stdout.strip()
 
 
-def test_sigterm_ends_a_chat_without_a_traceback(taught: Path, tmp_path: Path) -> None:
-    with Terminal("chat", taught / "bot.pt", *GREEDY, folder=tmp_path) as terminal:
-        terminal.say("Hello")
-        terminal.prompt()
-        os.kill(terminal.process.pid, signal.SIGTERM)
-        assert terminal.end() == 128 + signal.SIGTERM
-        assert "Traceback" not in terminal.text()
+@TOOLKITS
+def test_sigterm_ends_a_chat_without_a_traceback(taught: Path, tmp_path: Path, toolkit: bool) -> None:
+    for typed in ("", "a line that is being typed " * 20):
+        with Terminal("chat", taught / "bot.pt", *GREEDY, folder=tmp_path, toolkit=toolkit) as terminal:
+            terminal.prompt()
+            terminal.type(typed)
+            if not toolkit and typed:  # readline looks for signals between keys
+                time.sleep(0.5)
+                terminal.wait("being typed")
+            os.kill(terminal.process.pid, signal.SIGTERM)
+            assert terminal.end() == 128 + signal.SIGTERM
+            assert "Traceback" not in terminal.text() and "Unhandled" not in terminal.text()
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"), [("-p Hello <&-", 0), ("<&-", 0), ("-p Hello >/dev/full", 1), ("-p Hello >&-", 0)]
+)
+def test_streams_that_are_closed_or_full_are_no_traceback(taught: Path, ending: str, code: int) -> None:
+    command = f"{sys.executable} -m gpt2chat chat bot.pt -t 0 {ending}"
+    done = subprocess.run(
+        command, shell=True, cwd=taught, env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
