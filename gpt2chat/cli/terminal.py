@@ -177,7 +177,7 @@ def reports_errors(function: Command) -> Command:
             if error.errno != errno.ENOSPC or error.filename is not None:
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            fail("standard output: cannot be written: no space left", RUNTIME_ERROR)
+            fail("what was to be written could not be: no space left on the device", RUNTIME_ERROR)
         except ModuleNotFoundError as error:
             if error.name not in NEEDED:
                 raise

@@ -69,14 +69,16 @@ def _new(talk: Talk, argument: str) -> None:
 
 def _regenerate(talk: Talk, argument: str) -> None:
     options: dict[str, Any] = {}
-    generation, _ = talk.bot.generation, talk.bot.last_question
+    generation = talk.bot.generation
     talk.asked_again += 1
     if generation.temperature == 0:
         options["temperature"] = REGEN_TEMPERATURE
-        talk.screen.dim(f"[drawn at temperature {REGEN_TEMPERATURE}: at 0 the answer would be the same]")
     if generation.seed is not None:  # the same seed would bring the same answer
         options["seed"] = (generation.seed + talk.asked_again) % 2**63
-    talk.answer(talk.bot.regenerate(**options))
+    reply = talk.bot.regenerate(**options)
+    if generation.temperature == 0:
+        talk.screen.dim(f"[drawn at temperature {REGEN_TEMPERATURE}: at 0 the answer would be the same]")
+    talk.answer(reply)
 
 
 def _undo(talk: Talk, argument: str) -> None:
