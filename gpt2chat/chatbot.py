@@ -355,8 +355,9 @@ class GPT2Chatbot:
         if dropped and not self._told_dropped:
             self._told_dropped = True
             n_ctx, length = self.decoder.runtime.config.n_ctx, self.checkpoint.trained_length
-            full = f"{length} tokens of conversation it was taught are" if length else f"{n_ctx} tokens of context are"
-            self._notice(f"the {full} full: the model no longer sees the oldest turns, or not all examples")
+            full = f"the {length} tokens of conversation it was taught are full"
+            full = full if length else f"the context of {n_ctx} tokens is full"
+            self._notice(f"{full}: the model no longer sees the oldest turns, or not all examples")
         return kept
 
     def _fit(self, messages: Conversation, generation: GenerationConfig) -> tuple[Conversation, int]:

@@ -415,6 +415,11 @@ def test_a_message_that_contains_a_command_is_a_message(line: str, tiny: Path, p
     assert result.stdout.splitlines() == answer(tiny, line)
 
 
+def test_two_slashes_begin_a_message_with_one(tiny: Path, place: Path) -> None:
+    result = invoke("chat", tiny, *GREEDY, stdin="//help me\n")
+    assert result.stdout.splitlines() == answer(tiny, "/help me")
+
+
 def test_a_prompt_on_the_command_line_or_from_a_pipe_is_answered_once(tiny: Path, place: Path) -> None:
     expected = answer(tiny, "What do you like?")[0] + "\n"
     given = invoke("chat", tiny, "-p", "What do you like?", *GREEDY, stdin="never read\n")

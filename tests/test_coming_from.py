@@ -171,7 +171,7 @@ def json_answer(seen: Seen) -> bool:
 
 def cleared(seen: Seen) -> bool:
     """What was typed behind the command begins a conversation."""
-    return "A new conversation." in seen.err and "conversation: 1 turns" in seen.err and len(seen.out.splitlines()) == 2
+    return "A new conversation." in seen.err and "conversation: 1 turn;" in seen.err and len(seen.out.splitlines()) == 2
 
 
 def ended(seen: Seen) -> bool:
@@ -613,7 +613,13 @@ def test_the_rows_of_nanochat_run_and_do_what_they_promise(place: Path, home: Pa
         follow("nanochat", place, programs)
 
 
-@pytest.mark.parametrize("section", [section for section in EFFECTS if section != "nanochat"])
+SOON = ("nanochat", "NanoLLM")  # the sections that are not left to the slow tests
+
+
+@pytest.mark.parametrize(
+    "section",
+    [pytest.param(name, marks=() if name in SOON else pytest.mark.slow) for name in EFFECTS if name != "nanochat"],
+)
 def test_the_rows_of_a_section_run_and_do_what_they_promise(section: str, place: Path, programs: Programs) -> None:
     if section == "nanoGPT":
         interrupt_a_run()

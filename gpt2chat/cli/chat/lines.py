@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -160,7 +162,8 @@ class ReadlineLines:
         """Return what was typed."""
         self._readline.set_startup_hook((lambda: self._readline.insert_text(default)) if default else None)
         try:
-            line = input(prompt)
+            with _heard():
+                line = input(prompt)
         finally:
             self._readline.set_startup_hook(None)
         if line.strip():
@@ -175,6 +178,37 @@ class ReadlineLines:
             cut = self._readline.get_begidx() - start
             self._found = [text[cut:] for text in found] if cut >= 0 else ()
         return self._found[state] if state < len(self._found) else None
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[None]:
+    """Let signals be heard at once: readline only looks for them when a key or another signal comes.
+
+    Python's own note of a signal wakes a thread, which knocks with one that means nothing until readline looks.
+    """
+    if not hasattr(signal, "SIGWINCH"):
+        yield
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    main, done = threading.get_ident(), threading.Event()
+
+    def knock() -> None:
+        while reader.recv(64):
+            while not done.wait(0.05):
+                signal.pthread_kill(main, signal.SIGWINCH)
+
+    thread = threading.Thread(target=knock, daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        done.set()
+        writer.close()
+        thread.join()
+        reader.close()
 
 
 class ToolkitLines:

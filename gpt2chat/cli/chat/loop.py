@@ -64,7 +64,10 @@ class Talk:
         return read_message(self.lines, prompt)
 
     def handle(self, line: str) -> None:
-        """Carry out one line."""
+        """Carry out one line; two slashes begin a message with one."""
+        if line.startswith("//"):
+            self._guarded(lambda: self.ask(line[1:]))
+            return
         self._guarded(lambda: None if commands.handle(self, line) else self.ask(line))
 
     def _guarded(self, act: Callable[[], object]) -> None:
