@@ -356,7 +356,7 @@ class GPT2Chatbot:
             self._told_dropped = True
             n_ctx, length = self.decoder.runtime.config.n_ctx, self.checkpoint.trained_length
             full = f"the {length} tokens of conversation it was taught are full"
-            full = full if length else f"the context of {n_ctx} tokens is full"
+            full = full if length and length < n_ctx else f"the context of {n_ctx} tokens is full"
             self._notice(f"{full}: the model no longer sees the oldest turns, or not all examples")
         return kept
 
