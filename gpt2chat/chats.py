@@ -13,13 +13,9 @@ from gpt2chat.conversation import Message
 from gpt2chat.errors import ConfigError, DataError
 from gpt2chat.files import append_line, atomic_writer, json_line
 from gpt2chat.formats.rows import kind_of
+from gpt2chat.formats.writers import as_rows
 from gpt2chat.tokenizer import LONE_SURROGATE
 from gpt2chat.version import __version__
-
-
-def as_rows(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return messages as OpenAI writes them; an answer that is not to be learnt has the weight 0."""
-    return [{"role": m.role, "content": m.content} | ({} if m.trained else {"weight": 0}) for m in messages]
 
 
 def provenance(by: str, model: str) -> dict[str, str]:

@@ -145,13 +145,15 @@ def _facts(path: Path) -> tuple[dict[str, Any], int | None]:
     return about, content.get("trained_length")
 
 
-def find(source: str | None = None, tag: str | None = None, step: int | None = None) -> Entry | None:
-    """Return the newest checkpoint that fits; None when nothing was asked for and nothing is there.
+def find(
+    source: str | None = None, tag: str | None = None, step: int | None = None, there: Sequence[Entry] | None = None
+) -> Entry | None:
+    """Return the newest checkpoint of `there`, by default all, that fits; None when nothing is asked for nor there.
 
     Without a step the one that is for use is taken. Raises CheckpointError, naming what there is, when something was
     asked for that is not there.
     """
-    there = entries()
+    there = entries() if there is None else there
     fitting = [entry for entry in there if source in (None, entry.source) and tag in (None, entry.tag)]
     if step is not None:
         fitting = [entry for entry in fitting if entry.step == step]

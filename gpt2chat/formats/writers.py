@@ -21,13 +21,13 @@ from gpt2chat.tokenizer import LONE_SURROGATE
 Messages = tuple[Message, ...]
 
 
+def as_rows(messages: Iterable[Message]) -> list[dict[str, Any]]:
+    """Return messages as OpenAI writes them; an answer that is not to be learnt has the weight 0."""
+    return [{"role": m.role, "content": m.content} | ({} if m.trained else {"weight": 0}) for m in messages]
+
+
 def _messages(content: Messages) -> dict[str, Any]:
-    items: list[dict[str, Any]] = []
-    for message in content:
-        items.append({"role": message.role, "content": message.content})
-        if not message.trained:
-            items[-1]["weight"] = 0
-    return {"messages": items}
+    return {"messages": as_rows(content)}
 
 
 def _learnt(content: Messages, form: str) -> Messages:

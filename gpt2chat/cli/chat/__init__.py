@@ -131,11 +131,12 @@ def _found(name: str | None, source: str | None, tag: str | None, step: int | No
         if step is not None:
             raise ConfigError(f"step: released weights have no steps, got {step}")
         return tag or "demo"
-    entry = shelf.find(source, tag, step)
+    there = shelf.entries()
+    entry = shelf.find(source, tag, step, there)
     if entry is None:
         say("using demo, the built-in model: no checkpoint of your own is here; gpt2chat train makes one")
         return "demo"
-    for other in shelf.entries():
+    for other in there:
         if other.fault and other.modified > entry.modified:
             say(f"note: {other.path} is newer, but {other.fault}")
     asked = (source, tag, step) != (None, None, None)

@@ -38,10 +38,6 @@ class Command:
     files: tuple[str, ...] | None = None  # how names of files end that it takes; an empty end is any
 
 
-def _number(text: str) -> float | int:
-    return int(text) if text.lstrip("+-").isdigit() else float(text)
-
-
 def _seed(text: str) -> int | None:
     return None if text in NOTHING else int(text)
 
