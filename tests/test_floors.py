@@ -20,11 +20,12 @@ FLOORS = (
     {"decoding", "estimate", "evaluation", "explanation", "reply", "run", "steps", "summary"},
     {"confidence", "engine"},
     {"benchmark", "chatbot", "diagnosis", "fleet", "history", "offline"},
+    {"server"},
     {"cli"},
     {"__main__"},
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
-FOLDERS = {"cli", "formats", "kernels", "pretrained"}
+FOLDERS = {"cli", "formats", "kernels", "pretrained", "server"}
 FACADE = "__init__"  # names of all floors, loaded on first use: no module below the command line goes through it
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 LIBRARY = [path for path in SOURCES if "cli" not in path.relative_to(PACKAGE).parts and path.stem != "__main__"]
