@@ -33,7 +33,7 @@ def explain(decoder: Decoder, prompt: Sequence[int], answer: Sequence[int], top:
     The decoder's cache is used and brought to prompt and answer, so that later answers are those they would have been.
     Raises ContextError when prompt and answer do not fit into the context.
     """
-    spell, scores = _Speller(), list[TokenScore]()
+    spell, scores = Speller(), list[TokenScore]()
     for rows in decoder.read(prompt, answer):
         logprobs = torch.log_softmax(rows.float(), dim=-1)
         ids = torch.tensor(answer[len(scores) : len(scores) + len(rows)], device=rows.device)
@@ -47,14 +47,18 @@ def explain(decoder: Decoder, prompt: Sequence[int], answer: Sequence[int], top:
     return scores
 
 
-class _Speller:
-    """Spells single tokens."""
+class Speller:
+    """Spells single tokens: bytes of a text that are only a part of a character as escapes, like \\xf0."""
 
     def __init__(self) -> None:
         self._encoding = Tokenizer.gpt2().encoding
 
     def text(self, token: int) -> str:
-        """Return the text of a token, with escapes for bytes that are no whole character."""
+        """Return the text of a token, or the number of one that a template added."""
         if token >= self._encoding.n_vocab:
             return f"<token {token}>"
-        return self._encoding.decode_single_token_bytes(token).decode("utf-8", "backslashreplace")
+        return self.bytes(token).decode("utf-8", "backslashreplace")
+
+    def bytes(self, token: int) -> bytes:
+        """Return the bytes of a token, none for one that a template added."""
+        return self._encoding.decode_single_token_bytes(token) if token < self._encoding.n_vocab else b""

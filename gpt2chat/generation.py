@@ -207,20 +207,51 @@ def stream_text(
     However the stream ends, `ids` is closed, and with it the computation. A character that was not finished is left
     out. A filter that is given tells what happened.
     """
-    stops = stop if isinstance(stop, StopFilter) else StopFilter(stop)
-    unlead = _LeadFilter(lead)
+    spelled = Spelling(decoder, stop, lead)
     try:
         for token in ids:
-            if text := unlead.push(stops.push(decoder.push(token))):
+            if text := spelled.push(token):
                 yield text
-            if stops.stopped:
+            if spelled.stopped:
                 break
-        decoder.flush()
-        if text := unlead.push(stops.flush()) + unlead.flush():
+        if text := spelled.flush():
             yield text
     finally:
         if isinstance(ids, Generator):
             ids.close()
+
+
+class Spelling:
+    """Ids of an answer -> its text as they come, as `stream_text` gives it.
+
+    `place` counts the characters that the ids so far spell, and `given` those of them that are certain to belong to the
+    answer, both with `lead`.
+    """
+
+    def __init__(self, decoder: StreamDecoder, stop: Iterable[str] | StopFilter, lead: str = "") -> None:
+        self._decoder, self._stops = decoder, stop if isinstance(stop, StopFilter) else StopFilter(stop)
+        self._unlead = _LeadFilter(lead)
+        self.place = self.given = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was met."""
+        return self._stops.stopped
+
+    def push(self, token: int) -> str:
+        """Take one more id; return the text that is certain now."""
+        text = self._decoder.push(token)
+        self.place += len(text)
+        return self._give(self._stops.push(text))
+
+    def flush(self) -> str:
+        """Return what was held back when the ids end; a character that was not finished is left out."""
+        self._decoder.flush()
+        return self._give(self._stops.flush()) + self._unlead.flush()
+
+    def _give(self, text: str) -> str:
+        self.given += len(text)
+        return self._unlead.push(text)
 
 
 def stop_watch(decoder: StreamDecoder, stop: Iterable[str]) -> Callable[[int], bool]:

@@ -1,0 +1,183 @@
+"""A checked request -> answers of the engine, piece by piece, for one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from gpt2chat.generation import Spelling
+from gpt2chat.sampling import GenerationConfig
+from gpt2chat.server.faults import ApiError
+from gpt2chat.streams import Drawn, Stream
+from gpt2chat.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the engine is asked: ids, how to draw, where to stop, and what was left out to make it fit."""
+
+    prompt: Sequence[int]
+    config: GenerationConfig
+    stop: tuple[str, ...] = ()
+    lead: str = ""
+    logprobs: int | None = None  # of how many of the likeliest tokens, or none at all
+    client: str = ""
+    dropped: int = 0  # turns that the model no longer sees
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A token of an answer, and at which character of its text it begins."""
+
+    drawn: Drawn
+    place: int
+
+
+@dataclass
+class Piece:
+    """What came of one answer since the piece before; the last one has the reason why it ended."""
+
+    index: int
+    text: str = ""
+    tokens: list[Placed] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+@dataclass
+class Pace:
+    """How often answers are handed on: each token at once while there are few, some of them together among many.
+
+    What an event loop and a network cost per message is then bounded, and nobody sees a difference below 50 ms.
+    """
+
+    active: int = 0
+    FEW, EACH, MOST = 4, 0.0008, 0.05
+
+    def seconds(self) -> float:
+        """Return how long to gather before the next piece."""
+        return 0.0 if self.active <= self.FEW else min(self.MOST, self.EACH * self.active)
+
+
+class Answering:
+    """One answer on its way: whoever reads `pieces` has it, and leaving them ends the computation."""
+
+    def __init__(self, stream: Stream, question: Question, index: int, pace: Pace, queue_s: float, answer_s: float):
+        self.stream, self.index, self._pace = stream, index, pace
+        self._limits = queue_s, answer_s
+        self._spelling = Spelling(Tokenizer.gpt2().stream_decoder(), question.stop, question.lead)
+        self._scored, self._lead = question.logprobs is not None, len(question.lead)
+        self._pending = deque[Placed]()
+        self._ended: str | None = None  # by the server: late, long, or why everything ends
+        self.began = time.perf_counter()
+        self.first_s: float | None = None
+        self.finish_reason: str | None = None
+
+    def end(self, why: str) -> None:
+        """End the answer from outside: "late", "long" or "shutdown"."""
+        self._ended = self._ended or why
+        self.stream.cancel()
+
+    def _late(self) -> None:
+        if not self.stream.started:
+            self.end("late")
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Yield what comes; the last piece has a finish_reason. Raises ApiError when the server ends the answer."""
+        loop, (queue_s, answer_s) = asyncio.get_running_loop(), self._limits
+        timers = [loop.call_later(queue_s, self._late), loop.call_later(queue_s + answer_s, self.end, "long")]
+        try:
+            while await self.stream.wait():
+                if self.first_s is None:
+                    self.first_s = time.perf_counter() - self.began
+                    self._pace.active += 1
+                piece = self._piece(self.stream.take())
+                if self._spelling.stopped:
+                    self.stream.cancel()
+                    break
+                if piece.text or piece.tokens:
+                    yield piece
+                if seconds := self._pace.seconds():
+                    await asyncio.sleep(seconds)
+            yield self._last()
+        finally:
+            self.stream.cancel()
+            self._pace.active -= self.first_s is not None
+            for timer in timers:
+                timer.cancel()
+
+    def _piece(self, drawn: Sequence[Drawn]) -> Piece:
+        text = list[str]()
+        for each in drawn:
+            if self._spelling.stopped:
+                break
+            place = self._spelling.place
+            text.append(self._spelling.push(each.id))
+            if self._scored:
+                self._pending.append(Placed(each, max(0, place - self._lead)))
+        return Piece(self.index, "".join(text), self._certain())
+
+    def _certain(self) -> list[Placed]:
+        """Return the tokens whose text has been given; the last ones may still be part of a stop string."""
+        given, certain = self._spelling.given - self._lead, list[Placed]()
+        while self._pending and self._pending[0].place < given:
+            certain.append(self._pending.popleft())
+        return certain
+
+    def _last(self) -> Piece:
+        """Return the last piece; raises ApiError for an answer that the server had to end."""
+        if self._ended == "late":
+            raise ApiError(503, "the queue is too long: the answer did not begin in time; try again later")
+        if self._ended == "shutdown":
+            raise ApiError(503, "the server is shutting down", code="shutting_down")
+        if self._spelling.stopped:
+            self.finish_reason = "stop"
+            return Piece(self.index, "", self._certain(), "stop")
+        reason = self.stream.finish_reason
+        self.finish_reason = "stop" if reason == "stop" else "length"
+        text = self._spelling.flush()
+        return Piece(self.index, text, [*self._certain(), *self._pending], self.finish_reason)
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken so far."""
+        return time.perf_counter() - self.began
+
+
+async def merged(answers: Sequence[Answering]) -> AsyncIterator[Piece]:
+    """Yield the pieces of several answers as they come; when one fails, all end."""
+    if len(answers) == 1:
+        async with contextlib.aclosing(answers[0].pieces()) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                yield piece
+        return
+    queue = asyncio.Queue[Piece | BaseException | None]()
+    tasks = [asyncio.create_task(_feed(answer, queue.put_nowait)) for answer in answers]
+    try:
+        left = len(tasks)
+        while left:
+            piece = await queue.get()
+            if isinstance(piece, BaseException):
+                raise piece
+            if piece is None:
+                left -= 1
+            else:
+                yield piece
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _feed(answer: Answering, put: Callable[[Piece | BaseException | None], None]) -> None:
+    try:
+        async with contextlib.aclosing(answer.pieces()) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                put(piece)
+    except Exception as error:
+        put(error)
+    else:
+        put(None)

@@ -1,0 +1,195 @@
+"""What each path does: a request is checked, asked of the engine and written down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from gpt2chat.errors import GPT2ChatError
+from gpt2chat.server.answers import Answering, Placed, Question
+from gpt2chat.server.exchange import Exchange
+from gpt2chat.server.faults import ApiError
+from gpt2chat.server.nanochat import NanochatRequest, parse_nanochat
+from gpt2chat.server.protocol import ChatRequest, CompletionRequest, ExplainRequest, FeedbackRequest, parse
+from gpt2chat.server.replies import unless_left
+from gpt2chat.server.service import Service
+from gpt2chat.server.shapes import ChatShape, Echo, NanochatShape, TextShape
+from gpt2chat.server.wire import Scores
+from gpt2chat.streams import Drawn
+
+USUAL_TEXT = 16  # tokens of a completion when nothing is said, as OpenAI's API has it
+
+
+def service_of(request: Request) -> Service:
+    """Return the service that answers."""
+    service: Service = request.app.state.service
+    return service
+
+
+def client_of(request: Request) -> str:
+    """Return who asks, as the guard found out."""
+    return str(request.scope.get("state", {}).get("client", "local"))
+
+
+async def chat(request: Request) -> Response:
+    """POST /v1/chat/completions."""
+    wanted = parse(ChatRequest, await request.body())
+    logprobs = (wanted.top_logprobs or 0) if wanted.logprobs else None
+    most = wanted.max_completion_tokens or wanted.max_tokens
+    return await _chat(request, wanted, most, logprobs, ChatShape, bool(wanted.stream))
+
+
+async def nanochat(request: Request) -> Response:
+    """POST /chat/completions, which streams unless it is told not to."""
+    wanted = parse_nanochat(await request.body())
+    logprobs = (wanted.top_logprobs or 0) if wanted.logprobs else None
+    return await _chat(request, wanted, wanted.max_tokens, logprobs, NanochatShape, wanted.stream is not False)
+
+
+async def _chat(
+    request: Request,
+    wanted: ChatRequest | NanochatRequest,
+    most: int | None,
+    logprobs: int | None,
+    shape: type[ChatShape],
+    streamed: bool,
+) -> Response:
+    service = service_of(request)
+    service.check_name(wanted.model)
+    config = wanted.generation(service.settings.generation, most)
+    messages = [message.message() for message in wanted.messages]
+    prompt, dropped = await service.prompt(messages, config.max_new_tokens)
+    template = service.template
+    stop = (*template.stop, *wanted.stops())
+    question = Question(prompt, config, stop, template.lead, logprobs, client_of(request), dropped)
+    written = shape(service.settings.model, logprobs is not None, {"dropped_turns": dropped})
+    answers = service.ask(question, wanted.n or 1)
+    exchange = Exchange(service, answers, written, messages)
+    return await exchange.respond(request.receive, wanted.stream_options, streamed)
+
+
+async def completion(request: Request) -> Response:
+    """POST /v1/completions."""
+    wanted = parse(CompletionRequest, await request.body())
+    service = service_of(request)
+    service.check_name(wanted.model)
+    tokenizer, scored = service.tokenizer, wanted.logprobs is not None
+    prompts = [tokenizer.encode(one) if isinstance(one, str) else one for one in wanted.prompt]
+    prompts = [ids or [tokenizer.end_id] for ids in prompts]  # GPT-2 begins a text behind the end of another
+    echoes = [await _echo(request, ids, wanted.logprobs) for ids in prompts] if wanted.echo else []
+    each = wanted.n or 1
+    written = TextShape(service.settings.model, scored, {"dropped_turns": 0}, len(prompts), each, echoes)
+    if wanted.max_tokens == 0:
+        return JSONResponse(written.echoed(sum(map(len, prompts))))
+    config = wanted.generation(service.settings.generation, wanted.max_tokens or USUAL_TEXT)
+    answers = list[Answering]()
+    try:
+        for number, ids in enumerate(prompts):
+            question = Question(ids, config, wanted.stops(), "", wanted.logprobs, client_of(request))
+            answers += service.ask(question, each, number * each)
+    except ApiError:
+        service.leave(answers)
+        raise
+    exchange = Exchange(service, answers, written)
+    return await exchange.respond(request.receive, wanted.stream_options, bool(wanted.stream))
+
+
+async def _echo(request: Request, ids: Sequence[int], logprobs: int | None) -> Echo:
+    """Return a prompt as it is repeated, with its tokens if they are scored: nothing predicts the first one."""
+    service = service_of(request)
+    decoder = service.tokenizer.stream_decoder()
+    parts, places, place = list[str](), list[int](), 0
+    for token in ids:
+        places.append(place)
+        parts.append(decoder.push(token))
+        place += len(parts[-1])
+    text = "".join(parts) + decoder.flush()
+    if logprobs is None:
+        return Echo(text)
+    drawn = [Drawn(ids[0], None, ())]
+    if len(ids) > 1:
+        drawn += await unless_left(request.receive, _scores(request, ids, 1, logprobs))
+    return Echo(text, [Placed(each, at) for each, at in zip(drawn, places, strict=True)])
+
+
+async def _scores(request: Request, ids: Sequence[int], start: int, top: int) -> list[Drawn]:
+    """Return how likely the model finds the ids from `start` on."""
+    stream = service_of(request).score(ids, start, top, client_of(request))
+    found = list[Drawn]()
+    with stream:
+        while await stream.wait():
+            found += stream.take()
+    if len(found) != len(ids) - start:
+        raise ApiError(503, "the queue is too long: the scores did not begin in time; try again later")
+    return found
+
+
+async def explain(request: Request) -> Response:
+    """POST /explain: how likely the model found each token of the last answer of a conversation."""
+    wanted = parse(ExplainRequest, await request.body())
+    *asked, answer = [message.message() for message in wanted.messages]
+    service = service_of(request)
+    said = service.tokenizer.encode(service.template.lead + answer.content)
+    prompt, _ = await service.prompt(asked, min(len(said), 256))
+    room = service.context_length - len(prompt)
+    found = await unless_left(request.receive, _scores(request, [*prompt, *said[:room]], len(prompt), 5))
+    return JSONResponse({"tokens": Scores().chat([Placed(each, 0) for each in found])["content"]})
+
+
+async def feedback(request: Request) -> Response:
+    """POST /feedback: keep a judged answer as data to learn from."""
+    wanted = parse(FeedbackRequest, await request.body())
+    service = service_of(request)
+    if service.feedback is None:
+        raise ApiError(404, "feedback is not collected here: gpt2chat serve --feedback FILE does")
+    messages = [message.message() for message in wanted.messages]
+    try:
+        await asyncio.to_thread(service.judge, messages, wanted.rating == "good", wanted.instead)
+    except GPT2ChatError as error:  # the disk
+        raise ApiError(507, str(error)) from error
+    return JSONResponse({"saved": True})
+
+
+async def models(request: Request) -> Response:
+    """GET /v1/models."""
+    service = service_of(request)
+    return JSONResponse({"object": "list", "data": [_model(service, name) for name in service.names]})
+
+
+async def model(request: Request) -> Response:
+    """GET /v1/models/{name}."""
+    service, name = service_of(request), request.path_params["name"]
+    service.check_name(name)
+    return JSONResponse(_model(service, name))
+
+
+def _model(service: Service, name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": service.created, "owned_by": "gpt2chat"}
+
+
+async def health(request: Request) -> Response:
+    """GET /health: answers at any time, also while the model loads."""
+    service = service_of(request)
+    stats = service.figures.stats()
+    free = stats["available_workers"] if service.ready else 0
+    told = {"status": "ok", "ready": service.ready, "num_gpus": service.workers, "available_workers": free}
+    return JSONResponse(told)
+
+
+async def stats(request: Request) -> Response:
+    """GET /stats."""
+    return JSONResponse(service_of(request).figures.stats())
+
+
+async def metrics(request: Request) -> Response:
+    """GET /metrics."""
+    return Response(service_of(request).figures.text(), media_type="text/plain; version=0.0.4")
+
+
+async def settings(request: Request) -> Response:
+    """GET /settings: what the page should know."""
+    return JSONResponse(service_of(request).told())

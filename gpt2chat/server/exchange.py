@@ -1,0 +1,107 @@
+"""One request on its way to its response: answers are written down as they come, and accounted for at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive
+
+from gpt2chat.conversation import Message
+from gpt2chat.server.answers import Answering, Piece, merged
+from gpt2chat.server.faults import ApiError
+from gpt2chat.server.protocol import StreamOptions
+from gpt2chat.server.replies import EventStream, unless_left
+from gpt2chat.server.service import Service
+from gpt2chat.server.shapes import ChatShape
+from gpt2chat.server.wire import DONE, event, usage
+
+log = logging.getLogger("gpt2chat.server")
+
+
+class Exchange:
+    """Answers to one request, and how they are written. `messages` are what was said, for the chat log."""
+
+    def __init__(
+        self,
+        service: Service,
+        answers: Sequence[Answering],
+        shape: ChatShape,
+        messages: Sequence[Message] | None = None,
+    ) -> None:
+        self._service, self._answers, self._shape, self._messages = service, answers, shape, messages
+        self._pieces, self._texts = merged(answers), list[str]()
+        self._closed = False
+
+    async def respond(self, receive: Receive, options: StreamOptions | None, streamed: bool) -> Response:
+        """Return the response; a stream begins when its first piece is there. Raises ApiError and ClientLeft."""
+        headers = {"x-gpt2chat-dropped-turns": str(self._shape.extra["dropped_turns"])}
+        try:
+            if streamed:
+                first = await unless_left(receive, anext(self._pieces))
+                return EventStream(self._events(first, options or StreamOptions()), headers, self.close)
+            pieces = await unless_left(receive, self._all())
+            whole = self._shape.whole(pieces, self._answers)
+        except BaseException:
+            self.close()
+            raise
+        self.close()
+        return JSONResponse(whole, headers=headers)
+
+    async def _all(self) -> list[Piece]:
+        async with contextlib.aclosing(self._pieces) as pieces:
+            return [self._noted(piece) async for piece in pieces]
+
+    def _noted(self, piece: Piece) -> Piece:
+        if self._service.chat_log and piece.index == 0:
+            self._texts.append(piece.text)
+        return piece
+
+    async def _events(self, first: Piece, options: StreamOptions) -> AsyncGenerator[bytes, None]:
+        """Yield the events of a stream. Whatever goes wrong is the last of them."""
+        shape, tells = self._shape, bool(options.include_usage)
+        always = bool(options.continuous_usage_stats)
+
+        def chunk(data: dict[str, Any]) -> bytes:
+            if always and "usage" not in data:
+                data["usage"] = usage(self._answers, shape.prompts)
+            elif tells:
+                data.setdefault("usage", None)
+            return event(data)
+
+        try:
+            async with contextlib.aclosing(self._pieces) as pieces:
+                yield b"".join(map(chunk, [*shape.opening(len(self._answers)), *shape.piece(self._noted(first))]))
+                async for piece in pieces:
+                    if chunks := shape.piece(self._noted(piece)):
+                        yield b"".join(map(chunk, chunks))
+            closing = [shape.usage(self._answers)] if tells else []
+            yield b"".join(map(chunk, [*closing, *shape.closing()])) + (DONE if shape.ends_with_done else b"")
+        except ApiError as error:
+            yield event(error.body())
+        except Exception:
+            log.exception("an answer failed")
+            yield event(ApiError(500, "the server met a fault of its own").body())
+
+    def close(self) -> None:
+        """End what has not ended, and take down what it took."""
+        if self._closed:
+            return
+        self._closed = True
+        self._service.leave(self._answers)
+        took, first = usage(self._answers, self._shape.prompts), self._answers[0]
+        seconds, new = max(answer.seconds for answer in self._answers), took["completion_tokens"]
+        log.info(
+            "%s: %d + %d tokens in %.2f s, %.0f tokens/s, %s",
+            self._shape.head.id[-8:],
+            took["prompt_tokens"],
+            new,
+            seconds,
+            new / seconds,
+            first.finish_reason or "left",
+        )
+        if self._service.chat_log and self._messages:
+            self._service.chat_log.add(self._messages[-1].content, "".join(self._texts), seconds, new / seconds)

@@ -1,0 +1,240 @@
+"""The model behind the server: messages -> what the engine is asked, who waits, and how it all ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gpt2chat import pretrained
+from gpt2chat.chats import Feedback
+from gpt2chat.checkpoint import Checkpoint
+from gpt2chat.conversation import Message, fit_context, render_prompt, turns
+from gpt2chat.engine import Engine
+from gpt2chat.errors import ConfigError, ContextError, EngineFull
+from gpt2chat.fleet import Fleet
+from gpt2chat.sampling import GenerationConfig
+from gpt2chat.server import nanochat
+from gpt2chat.server.answers import Answering, Pace, Question
+from gpt2chat.server.chatlog import ChatLog
+from gpt2chat.server.faults import ApiError
+from gpt2chat.server.limits import Limits
+from gpt2chat.server.metrics import Figures
+from gpt2chat.streams import Stream
+from gpt2chat.templates import Template
+from gpt2chat.tokenizer import Tokenizer
+from gpt2chat.version import __version__
+
+LONG = 16_000  # characters from which on reading a conversation would hold up others
+LONGEST_TOKEN = 128  # characters; a message with more of them per token of the context cannot fit
+ALIAS = "gpt2chat"  # a name by which the model is served besides its own
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the operator decided. `template` and `examples` are used besides those of the checkpoint."""
+
+    model: str
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    system: str | None = None
+    template: Template | None = None
+    examples: Sequence[Message] = ()
+    max_length: int | None = None  # of a prompt, in tokens
+    feedback: Path | None = None
+    chat_log: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+class Service:
+    """Asks the engine on behalf of clients. All methods but `open` belong to the event loop."""
+
+    def __init__(self, settings: Settings, workers: int = 1) -> None:
+        self.settings, self.workers = settings, workers
+        self.tokenizer, self.figures, self.pace = Tokenizer.gpt2(), Figures(self), Pace()
+        self.feedback = Feedback(settings.feedback, settings.model) if settings.feedback else None
+        self._feedback_lock, self.created = threading.Lock(), int(time.time())
+        self.chat_log = ChatLog(settings.chat_log) if settings.chat_log else None
+        self.engine: Fleet | None = None
+        self._loaded: Checkpoint | None = None
+        self._running = set[Answering]()
+        self.draining = False
+
+    # -- coming and going --------------------------------------------------------------------------------------
+
+    def open(self, loaded: Checkpoint, engines: Sequence[Engine]) -> None:
+        """Begin to answer, with engines of one checkpoint; raises ConfigError for a template that it cannot take."""
+        template = self.settings.template or loaded.template
+        template.check_ids(loaded.config.vocab_size, self.tokenizer)
+        self._loaded, self.engine = loaded, Fleet(engines)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is there and new requests are taken."""
+        return self.engine is not None and not self.draining
+
+    def opened(self) -> tuple[Checkpoint, Fleet]:
+        """Return model and engines; raises ApiError 503 before they are there and after the end was announced."""
+        if self.draining:
+            raise ApiError(503, "the server is shutting down", code="shutting_down", headers={"retry-after": "5"})
+        if self._loaded is None or self.engine is None:
+            raise ApiError(503, "the model is still loading", code="loading", headers={"retry-after": "1"})
+        return self._loaded, self.engine
+
+    def drain(self) -> None:
+        """Take no new requests, and end those that have not begun."""
+        self.draining = True
+        for answering in list(self._running):
+            if not answering.stream.started:
+                answering.end("shutdown")
+
+    def end_all(self) -> None:
+        """End every answer, each with an error that says why."""
+        for answering in list(self._running):
+            answering.end("shutdown")
+
+    # -- questions ---------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names under which the model is served."""
+        return (self.settings.model, ALIAS)
+
+    def check_name(self, name: str | None) -> None:
+        """Raise ApiError 404 for a model that is not served here; none at all means this one."""
+        if name and name not in self.names:
+            shown = name if len(name) <= 60 else f"{name[:60]}…"
+            message = f"model {shown!r} is not served here, expected one of {', '.join(self.names)}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    async def prompt(self, messages: Sequence[Message], max_new_tokens: int) -> tuple[list[int], int]:
+        """Return the ids of a chat that waits for an answer, and how many of its turns left to make it fit.
+
+        Raises ApiError 400 when the newest message alone does not fit.
+        """
+        loaded, _ = self.opened()
+        most = loaded.config.n_ctx * LONGEST_TOKEN
+        if len(messages[-1].content) > most:
+            raise too_long(f"the message has {len(messages[-1].content)} characters, {most} cannot fit the context")
+        try:
+            if sum(len(message.content) for message in messages) > LONG:
+                return await asyncio.to_thread(self._prompt, messages, max_new_tokens)
+            return self._prompt(messages, max_new_tokens)
+        except ContextError as error:
+            raise too_long(str(error)) from None
+
+    def _prompt(self, messages: Sequence[Message], max_new_tokens: int) -> tuple[list[int], int]:
+        loaded, _ = self.opened()
+        settings, n_ctx = self.settings, loaded.config.n_ctx
+        system = [message for message in messages if message.role == "system" and message.content]
+        if not system and settings.system:
+            system = [Message("system", settings.system)]
+        live = [message for message in messages if message.role != "system"]
+        examples = [*loaded.examples, *settings.examples]
+        length = min(loaded.trained_length or n_ctx, settings.max_length or n_ctx)
+        template = self.template
+        kept, _ = fit_context([*system, *examples], live, template, self.tokenizer, length, n_ctx, max_new_tokens)
+        mine = set(map(id, live))
+        shown = [message for message in kept if id(message) in mine]
+        return render_prompt(kept, template, self.tokenizer), len(turns(live)) - len(turns(shown))
+
+    @property
+    def template(self) -> Template:
+        """How turns are written."""
+        return self.settings.template or self.opened()[0].template
+
+    def ask(self, question: Question, count: int = 1, index: int = 0) -> list[Answering]:
+        """Ask for answers to one question, numbered from `index`; raises ApiError."""
+        _, engine = self.opened()
+        limits, answers = self.settings.limits, list[Answering]()
+        try:
+            streams = engine.submit_many(
+                question.prompt,
+                question.config,
+                count,
+                stop=self.tokenizer.stop_ids,
+                stop_strings=question.stop,
+                logprobs=question.logprobs,
+                client="" if question.client == "local" else question.client,
+                realm=question.client,
+            )
+        except Exception as error:
+            raise self._refused(error) from error
+        for number, stream in enumerate(streams, index):
+            answers.append(Answering(stream, question, number, self.pace, limits.queue_s, limits.answer_s))
+        self._running.update(answers)
+        return answers
+
+    def score(self, ids: Sequence[int], start: int, top: int, client: str) -> Stream:
+        """Ask how likely the model finds the ids from `start` on; raises ApiError."""
+        _, engine = self.opened()
+        name, wait = "" if client == "local" else client, self.settings.limits.queue_s
+        try:
+            return engine.score(ids, start, top, client=name, realm=client, deadline=wait)
+        except Exception as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: Exception) -> Exception:
+        """Return what a client is told of a request that the engine does not take."""
+        if isinstance(error, EngineFull):
+            wait = self.figures.wait_s()
+            return ApiError(429, str(error), code="queue_full", headers={"retry-after": str(wait)})
+        if isinstance(error, ContextError):
+            return too_long(str(error))
+        if isinstance(error, ConfigError):
+            return ApiError(400, str(error))
+        return error
+
+    def leave(self, answers: Sequence[Answering]) -> None:
+        """End answers, if they have not ended, and count them."""
+        self._running.difference_update(answers)
+        for answering in answers:
+            answering.stream.cancel()
+            self.figures.note(answering)
+
+    # -- besides answering -------------------------------------------------------------------------------------
+
+    def judge(self, messages: Sequence[Message], good: bool, instead: str | None) -> None:
+        """Keep a judged answer; raises GPT2ChatError when it cannot be written. Called by any thread."""
+        assert self.feedback
+        with self._feedback_lock:
+            if instead and instead.strip():
+                self.feedback.teach(messages, instead.strip())
+            elif good:
+                self.feedback.approve(messages)
+            else:
+                self.feedback.reject(messages)
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens prompt and answer may have."""
+        return self.opened()[0].config.n_ctx
+
+    def told(self) -> dict[str, object]:
+        """Return what the page should know of model and settings."""
+        loaded, fleet = self.opened()
+        drawing = self.settings.generation
+        defaults = {
+            "temperature": drawing.temperature,
+            "top_k": drawing.top_k,
+            "top_p": drawing.top_p,
+            "max_tokens": drawing.max_new_tokens,
+            "system": self.settings.system or "",
+        }
+        return {
+            "model": self.settings.model,
+            "description": f"{pretrained.describe(loaded)}; {fleet.engines[0].runtime.description}",
+            "context_length": loaded.config.n_ctx,
+            "trained_length": loaded.trained_length,
+            "version": __version__,
+            "defaults": defaults,
+            "feedback": self.feedback is not None,
+            "limits": nanochat.LIMITS,
+        }
+
+
+def too_long(message: str) -> ApiError:
+    """Return what a client is told of a prompt that does not fit."""
+    return ApiError(400, message, param="messages", code="context_length_exceeded")
