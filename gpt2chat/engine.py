@@ -28,8 +28,10 @@ from gpt2chat.runtime import NativeRuntime, Runtime, as_runtime
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.slots import batched
 from gpt2chat.steps import Stats, Steps
-from gpt2chat.streams import FinishReason, Line, Request, Stream
+from gpt2chat.streams import FinishReason, Line, Request, Scores, Stream
 from gpt2chat.tokenizer import Tokenizer
+
+MOST_TOP = 20  # likeliest ids that are told of each place
 
 
 class Engine:
@@ -91,33 +93,68 @@ class Engine:
         stop_strings: Iterable[str] = (),
         until: Callable[[int], bool] | None = None,
         client: str = "",
+        realm: str = "",
         deadline: float | None = None,
+        logprobs: int | None = None,
     ) -> Stream:
         """Ask for an answer; it comes through the stream that is returned, without the id of `stop` that ends it.
 
         The id that completes one of `stop_strings` is the last one. So is one for which `until`, called in the
-        engine's thread, returns True. `deadline` is in seconds from now. Raises ContextError for a prompt that leaves
-        no room for an answer or needs more memory than there is, EngineFull when too many requests wait.
+        engine's thread, returns True. Pages are shared with requests of the same `realm` only. `deadline` is in seconds
+        from now. With `logprobs` the stream's `take` tells how likely the model found each id, and so many likeliest
+        ones. Raises ContextError for a prompt that leaves no room for an answer or needs more memory than there is,
+        ConfigError for ids that the model does not have, EngineFull when too many requests wait.
         """
         config = config or GenerationConfig()
-        ids = _ids(prompt)
+        ids = self._ids(prompt)
         limit = self._limit(ids, config)
-        if deadline is not None and math.isnan(deadline):
-            raise ConfigError("deadline: expected seconds, got nan")
-        end = None if deadline is None else time.monotonic() + deadline
+        if logprobs is not None:
+            _check_number("logprobs", logprobs, 0, MOST_TOP)
         watches = [until] if until else []
         if strings := tuple(stop_strings):
             watches.append(stop_watch(Tokenizer.gpt2().stream_decoder(), strings))
         draft = PromptLookup() if self._guess else None
+        asked = (ids, config, limit, stop, watches, client, _time(deadline), draft)
+        return Stream(self._enter(Request(0, *asked, realm=realm, top=logprobs)), self._cancel, self._dropped.append)
+
+    def score(
+        self,
+        ids: Sequence[int],
+        start: int,
+        top: int = 5,
+        *,
+        client: str = "",
+        realm: str = "",
+        deadline: float | None = None,
+    ) -> Scores:
+        """Ask how likely the model finds ids[start:], each behind those before it; the stream gives a `Drawn` for each.
+
+        Nothing is drawn. `top` likeliest ids come with each. The ids may fill the context; the first cannot be scored.
+        Raises what `submit` does.
+        """
+        ids, n_ctx = self._ids(ids), self.runtime.config.n_ctx
+        if not 0 < len(ids) <= n_ctx:
+            raise ContextError(f"prompt: expected 1 to {n_ctx} tokens, got {len(ids)}")
+        _check_number("start", start, 1, len(ids))
+        _check_number("top", top, 0, MOST_TOP)
+        self._check_room(len(ids))
+        asked = (ids, GenerationConfig(), len(ids) - start, (), (), client, _time(deadline), None)
+        request = Request(0, *asked, realm=realm, top=top, start=start)
+        if start == len(ids):
+            request.finish("stop")
+        return Scores(request if request.finish_reason else self._enter(request), self._cancel, self._dropped.append)
+
+    def _enter(self, request: Request) -> Request:
+        """Put a request in the line, if there is a place."""
         with self._changed:
             if self._closed or self._process != os.getpid():
                 raise RuntimeError("the engine is closed" if self._closed else "the engine is of another process")
-            self._admit(client)
+            self._admit(request.client)
             self._numbers += 1
-            request = Request(self._numbers, ids, config, limit, stop, watches, client, end, draft)
+            request.number = self._numbers
             self._line.add(request)
             self._changed.notify()
-        return Stream(request, self._cancel, self._dropped.append)
+        return request
 
     def submit_many(self, prompt: Sequence[int], config: GenerationConfig, count: int, **options: Any) -> list[Stream]:
         """Ask for several answers to one prompt, which is read once; answer i has the seed of `config` plus i.
@@ -126,10 +163,15 @@ class Engine:
         """
         if "until" in options:
             raise ConfigError("until: expected stop_strings, which each answer meets by itself")
-        streams = []
-        for number in range(count):
-            seed = None if config.seed is None else (config.seed + number) % 2**63
-            streams.append(self.submit(prompt, dataclasses.replace(config, seed=seed), **options))
+        streams = list[Stream]()
+        try:
+            for number in range(count):
+                seed = None if config.seed is None else (config.seed + number) % 2**63
+                streams.append(self.submit(prompt, dataclasses.replace(config, seed=seed), **options))
+        except BaseException:
+            for stream in streams:
+                stream.cancel()
+            raise
         return streams
 
     def generate(self, prompt: Sequence[int], config: GenerationConfig, stop: Collection[int]) -> Iterator[int]:
@@ -138,7 +180,7 @@ class Engine:
             yield from stream
 
     def stats(self) -> Stats:
-        """Return what was done so far."""
+        """Return what was done so far; it never waits for a step."""
         with self._changed:
             values = self._stats.to_dict() | {"running": len(self._running), "waiting": len(self._line)}
         memory = self._memory
@@ -161,18 +203,31 @@ class Engine:
 
     def _limit(self, prompt: list[int], config: GenerationConfig) -> int:
         """Return how long the answer may be."""
-        n_ctx, vocab_size = self.runtime.config.n_ctx, self.runtime.config.vocab_size
+        n_ctx = self.runtime.config.n_ctx
         if not 0 < len(prompt) < n_ctx:
             raise ContextError(f"prompt: expected 1 to {n_ctx - 1} tokens, got {len(prompt)}")
-        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
-            raise ConfigError(f"prompt: expected ids from 0 to {vocab_size - 1}, got {min(prompt)} to {max(prompt)}")
+        config.check_ids(self.runtime.config.vocab_size)
         limit = min(config.max_new_tokens, n_ctx - len(prompt))
-        if not self._memory.fits(len(prompt) + limit):
-            room, asked = self._memory.budget_bytes() >> 20, len(prompt) + limit
-            raise ContextError(
-                f"{asked} tokens do not fit into {room} MB for keys and values; ask for fewer new tokens"
-            )
+        self._check_room(len(prompt) + limit)
         return limit
+
+    def _check_room(self, length: int) -> None:
+        if not self._memory.fits(length):
+            room = self._memory.budget_bytes() >> 20
+            raise ContextError(
+                f"{length} tokens do not fit into {room} MB for keys and values; ask for fewer new tokens"
+            )
+
+    def _ids(self, prompt: Sequence[int]) -> list[int]:
+        """Return a prompt as a list of whole numbers, which the model has."""
+        try:
+            ids = [operator.index(id) for id in prompt]
+        except TypeError as error:
+            raise ConfigError(f"prompt: expected ids, whole numbers in a row: {error}") from error
+        vocab_size = self.runtime.config.vocab_size
+        if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+            raise ConfigError(f"prompt: expected ids from 0 to {vocab_size - 1}, got {min(ids)} to {max(ids)}")
+        return ids
 
     def _admit(self, client: str) -> None:
         """Raise EngineFull unless there is a place to run or to wait in."""
@@ -247,7 +302,8 @@ class Engine:
             if self._share and self._exact and self._will_be_read(request):
                 return
             try:
-                held = self._memory.hold(request.ids, request.prompt_tokens + request.limit)
+                length = request.prompt_tokens + request.limit
+                held = self._memory.hold(request.ids[: request.prompt_tokens], length, request.realm)
             except BaseException as error:
                 self._line.remove(request)
                 self._note_end("error")
@@ -256,16 +312,16 @@ class Engine:
             if held is None:
                 return
             self._line.remove(request)
-            request.held, request.cached_tokens = held, held.cached
-            self._stats.prompt_tokens += request.prompt_tokens
+            request.held, request.cached_tokens, request.started = held, held.cached, True
+            self._stats.prompt_tokens += request.to_read
             self._stats.cached_tokens += held.cached
             self._running.append(request)
 
     def _will_be_read(self, request: Request) -> bool:
         """Whether another request is reading a prompt that begins as this one does, so that waiting saves work."""
         for other in self._running:
-            if other.held and other.in_prompt:
-                most = min(len(request.ids), other.prompt_tokens) - 1
+            if other.held and other.in_prompt and other.realm == request.realm:
+                most = min(request.prompt_tokens, other.to_read) - 1
                 same = next((i for i in range(most) if request.ids[i] != other.ids[i]), most)
                 if same // PAGE * PAGE > other.held.cache.length:
                     return True
@@ -287,17 +343,17 @@ class Engine:
         stats.finished += reason not in ("cancelled", "error")
 
 
-def _check_number(name: str, value: object, least: int) -> None:
-    if type(value) is not int or value < least:
-        raise ConfigError(f"{name}: expected a whole number, {least} or more, got {value!r}")
+def _check_number(name: str, value: object, least: int, most: float = math.inf) -> None:
+    if type(value) is not int or not least <= value <= most:
+        expected = f"{least} or more" if most == math.inf else f"{least} to {most}"
+        raise ConfigError(f"{name}: expected a whole number, {expected}, got {value!r}")
 
 
-def _ids(prompt: Sequence[int]) -> list[int]:
-    """Return a prompt as a list of whole numbers."""
-    try:
-        return [operator.index(id) for id in prompt]
-    except TypeError as error:
-        raise ConfigError(f"prompt: expected ids, whole numbers in a row: {error}") from error
+def _time(deadline: float | None) -> float | None:
+    """Return when a time is over that is given in seconds from now."""
+    if deadline is not None and math.isnan(deadline):
+        raise ConfigError("deadline: expected seconds, got nan")
+    return None if deadline is None else time.monotonic() + deadline
 
 
 _OPEN: weakref.WeakSet[Engine] = weakref.WeakSet()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from gpt2chat.generation import Decoder
+from gpt2chat.likelihood import likelihoods
 from gpt2chat.tokenizer import Tokenizer
 
 
@@ -35,14 +34,9 @@ def explain(decoder: Decoder, prompt: Sequence[int], answer: Sequence[int], top:
     """
     spell, scores = Speller(), list[TokenScore]()
     for rows in decoder.read(prompt, answer):
-        logprobs = torch.log_softmax(rows.float(), dim=-1)
-        ids = torch.tensor(answer[len(scores) : len(scores) + len(rows)], device=rows.device)
-        found = logprobs.gather(1, ids.unsqueeze(1))  # (rows, 1)
-        ranks = 1 + (logprobs > found).sum(1)
-        best = logprobs.topk(min(top, rows.size(1)), dim=1)
-        table = zip(ids.tolist(), found[:, 0].tolist(), ranks.tolist(), *(part.tolist() for part in best), strict=True)
-        for token, logprob, rank, values, others in table:
-            alternatives = tuple((spell.text(other), value) for other, value in zip(others, values, strict=True))
+        ids = answer[len(scores) : len(scores) + len(rows)]
+        for token, (logprob, rank, best) in zip(ids, likelihoods(rows, ids, top), strict=True):
+            alternatives = tuple((spell.text(other), value) for other, value in best)
             scores.append(TokenScore(token, spell.text(token), logprob, rank, alternatives))
     return scores
 

@@ -42,12 +42,14 @@ class Decoder:
     def generate(self, prompt: Sequence[int], config: GenerationConfig, stop: Collection[int]) -> Iterator[int]:
         """Yield the answer's ids until one of `stop` is drawn (it is not yielded) or no room is left.
 
-        Raises ContextError when the prompt leaves no room for a single token. There is one cache: a stream that goes
-        on after another one has begun raises RuntimeError instead of mixing the two.
+        Raises ContextError when the prompt leaves no room for a single token, ConfigError when `config` names ids that
+        the model does not have. There is one cache: a stream that goes on after another one has begun raises
+        RuntimeError instead of mixing the two.
         """
         n_ctx = self.runtime.config.n_ctx
         if not 0 < len(prompt) < n_ctx:
             raise ContextError(f"prompt: expected 1 to {n_ctx - 1} tokens, got {len(prompt)}")
+        config.check_ids(self.runtime.config.vocab_size)
         sampler = Sampler(config)
         self.finish_reason = None
         self.drafted_tokens = self.accepted_tokens = 0
@@ -136,7 +138,7 @@ def checked(
 
     The first token is at the place `drawn` of the answer; at least one is returned.
     """
-    seen, tokens = list(ids) if sampler.config.repetition_penalty != 1 else [], list[int]()
+    seen, tokens = list(ids) if sampler.looks_back else [], list[int]()
     for row, guess in zip(rows, [*guesses, None], strict=True):
         token = sampler.sample(row, seen + tokens, drawn + len(tokens))
         tokens.append(token)

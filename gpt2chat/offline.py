@@ -97,6 +97,7 @@ def _job(line: str, number: int, place: str, setting: Setting) -> Job:
         raise DataError(f"{place}: expected one of {', '.join(ASKED)}, got {' and '.join(asked) or 'none'}")
     try:
         config = _config(row, number, setting.config)
+        config.check_ids(setting.loaded.config.vocab_size)
         ids, template = _ids(row[asked[0]], asked[0], config, setting)
     except (ConfigError, ContextError, DataError) as error:
         raise DataError(f"{place}: {error}") from error

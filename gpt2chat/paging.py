@@ -29,6 +29,7 @@ class Held:
     cache: Cache
     cached: int = 0
     reserved: int = 0
+    realm: str = ""
     nodes: list[Node] = field(default_factory=list)  # of the full pages that others may share
 
 
@@ -38,10 +39,10 @@ class Memory(Protocol):
     def fits(self, length: int) -> bool:
         """Whether a stream of `length` tokens fits if it has the memory for itself."""
 
-    def hold(self, ids: Sequence[int], length: int) -> Held | None:
+    def hold(self, ids: Sequence[int], length: int, realm: str = "") -> Held | None:
         """Return a cache with room for `length` tokens that begins like ids, or None while there is no room.
 
-        At least the last of the ids is left to compute.
+        At least the last of the ids is left to compute. What is found there was written in the same realm.
         """
 
     def extend(self, held: Held, length: int) -> None:
@@ -66,14 +67,23 @@ class Memory(Protocol):
         """Return how much there may be."""
 
 
+Key = tuple[int | str, ...]  # the ids of a page; before those of a first page its realm
+
+
+def _key(ids: Sequence[int], number: int, realm: str) -> Key:
+    """Return what page `number` of a text is known by."""
+    page = ids[number * PAGE : (number + 1) * PAGE]
+    return tuple(page) if number else (realm, *page)
+
+
 class Node:
     """A full page: what follows its parent's tokens. `users` streams read it."""
 
     __slots__ = ("children", "key", "page", "parent", "users")
 
-    def __init__(self, parent: Node | None, key: tuple[int, ...], page: Tensor) -> None:
+    def __init__(self, parent: Node | None, key: Key, page: Tensor) -> None:
         self.parent, self.key, self.page = parent, key, page
-        self.children: dict[tuple[int, ...], Node] = {}
+        self.children: dict[Key, Node] = {}
         self.users = 0
 
 
@@ -95,7 +105,7 @@ class PagedMemory:
         self._fresh: list[Tensor] = []  # never written: zeros
         self._free: list[Tensor] = []  # of streams that are gone
         self._made = 0
-        self._roots: dict[tuple[int, ...], Node] = {}
+        self._roots: dict[Key, Node] = {}  # of all realms
         self._idle: OrderedDict[Node, None] = OrderedDict()  # pages of the tree that nobody reads, oldest first
         self._reserved = 0
 
@@ -103,9 +113,9 @@ class PagedMemory:
         """Whether a stream of `length` tokens fits if it has the memory for itself."""
         return -(-length // PAGE) <= self.count
 
-    def hold(self, ids: Sequence[int], length: int) -> Held | None:
+    def hold(self, ids: Sequence[int], length: int, realm: str = "") -> Held | None:
         """Return a cache with room for `length` tokens that begins like ids, or None while there is no room."""
-        nodes = self._found(ids) if self._share else []
+        nodes = self._found(ids, realm) if self._share else []
         reserved = -(-length // PAGE) - len(nodes)
         idle = sum(node.users == 0 for node in nodes)
         if reserved > self._available() - idle:
@@ -116,16 +126,16 @@ class PagedMemory:
         cache = NativeCache(PAGE, [node.page for node in nodes], self._most_pages)
         cache.length = len(nodes) * PAGE
         self._reserved += reserved
-        return Held(cache, cache.length, reserved, nodes)
+        return Held(cache, cache.length, reserved, realm, nodes)
 
     def _available(self) -> int:
         return self.count - self._made + len(self._fresh) + len(self._free) + len(self._idle) - self._reserved
 
-    def _found(self, ids: Sequence[int]) -> list[Node]:
+    def _found(self, ids: Sequence[int], realm: str = "") -> list[Node]:
         """Return the pages of the longest known beginning of ids; at least one id is left to compute."""
         nodes, children = list[Node](), self._roots
-        for start in range(0, (len(ids) - 1) // PAGE * PAGE, PAGE):
-            node = children.get(tuple(ids[start : start + PAGE]))
+        for number in range((len(ids) - 1) // PAGE):
+            node = children.get(_key(ids, number, realm))
             if node is None:
                 break
             nodes.append(node)
@@ -172,7 +182,7 @@ class PagedMemory:
         assert isinstance(cache, NativeCache)
         while self._share and (len(nodes) + 1) * PAGE <= cache.length:
             number = len(nodes)
-            parent, key = nodes[-1] if nodes else None, tuple(ids[number * PAGE : (number + 1) * PAGE])
+            parent, key = nodes[-1] if nodes else None, _key(ids, number, held.realm)
             siblings = parent.children if parent else self._roots
             node = siblings.get(key)
             if node is None:
@@ -229,7 +239,7 @@ class WholeMemory:
         """Whether a stream of `length` tokens fits if it has the memory for itself."""
         return True
 
-    def hold(self, ids: Sequence[int], length: int) -> Held | None:
+    def hold(self, ids: Sequence[int], length: int, realm: str = "") -> Held | None:
         """Return an empty cache, or None while all are in use."""
         if self._used == self.count:
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from gpt2chat.errors import ConfigError, ModelError
 Scores = npt.NDArray[np.float32]
 Weights = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
+Bias = tuple[tuple[int, float], ...]
 GROUP = 16  # scores of which only the largest is looked at first
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the step of SplitMix64
 
@@ -24,6 +25,22 @@ def _check(name: str, value: object, low: float, high: float, expected: str) -> 
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not low <= value <= high:  # type: ignore[operator]
         raise ConfigError(f"{name}: expected {expected}, got {value!r}")
+
+
+def _bias(given: Mapping[int, float] | Bias) -> Bias:
+    """Return what is added to which ids, in their order; JSON writes ids as texts."""
+    try:
+        pairs = given.items() if isinstance(given, Mapping) else [(id, value) for id, value in given]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"logit_bias: expected a number for each id, got {given!r}") from error
+    bias = dict[int, float]()
+    for id, value in pairs:
+        number = int(id) if isinstance(id, str) and id.isascii() and id.isdigit() and len(id) <= 10 else id
+        if type(number) is not int or not 0 <= number <= 2**31:
+            raise ConfigError(f"logit_bias: expected ids from 0 to 2^31, got {id!r}")
+        _check(f"logit_bias[{number}]", value, -100, 100, "a number from -100 to 100")
+        bias[number] = float(value)
+    return tuple(sorted(bias.items()))
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,10 @@ class GenerationConfig:
     top_p: keep the likeliest tokens whose probabilities reach p (Holtzman et al. 2020); 1 keeps all.
     min_p: keep tokens at least min_p times as likely as the likeliest; 0 keeps all.
     repetition_penalty: above 1 makes tokens of the prompt and the answer less likely (Keskar et al. 2019).
+    frequency_penalty: is taken from the score of a token as often as the answer holds it (OpenAI's formula).
+    presence_penalty: is taken once from the score of each token that the answer holds.
+    logit_bias: what is added to the scores of ids, a mapping that is kept as pairs; -100 forbids an id, 100 allows no
+        other ones.
     max_new_tokens: the longest answer, in tokens.
     seed: equal seeds give equal answers; None draws a new answer each time.
     """
@@ -44,6 +65,9 @@ class GenerationConfig:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | Bias = ()
     max_new_tokens: int = 256
     seed: int | None = None
 
@@ -52,12 +76,21 @@ class GenerationConfig:
         _check("top_p", self.top_p, math.ulp(0.0), 1, "a number above 0, at most 1")
         _check("min_p", self.min_p, 0, 1, "a number from 0 to 1")
         _check("repetition_penalty", self.repetition_penalty, 0.01, 100, "a number from 0.01 to 100")
+        _check("frequency_penalty", self.frequency_penalty, -2, 2, "a number from -2 to 2")
+        _check("presence_penalty", self.presence_penalty, -2, 2, "a number from -2 to 2")
+        object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
         for name, low, expected in (("top_k", 0, "0 or more"), ("max_new_tokens", 1, "1 or more")):
             value = getattr(self, name)
             if type(value) is not int or value < low:
                 raise ConfigError(f"{name}: expected a whole number, {expected}, got {value!r}")
         if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 2**63):
             raise ConfigError(f"seed: expected a whole number from 0 to 2^63 - 1, got {self.seed!r}")
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Raise ConfigError when `logit_bias` names an id that a model with so many does not have."""
+        for id, _ in _bias(self.logit_bias)[-1:]:
+            if id >= vocab_size:
+                raise ConfigError(f"logit_bias: expected ids from 0 to {vocab_size - 1}, got {id}")
 
 
 class Sampler:
@@ -69,15 +102,21 @@ class Sampler:
 
     def __init__(self, config: GenerationConfig) -> None:
         self.config = config
+        self._counts = bool(config.frequency_penalty or config.presence_penalty)
+        self.looks_back = self._counts or config.repetition_penalty != 1
+        self._bias = _bias(config.logit_bias)
         self._seed = secrets.randbits(63) if config.seed is None else config.seed
 
     def sample(self, logits: Tensor | Scores, seen: Sequence[int], place: int) -> int:
         """Draw one id from logits (V,), given the ids of prompt and answer so far and its place in the answer.
 
-        Raises ModelError for logits that are not numbers.
+        `seen` is looked at only if the sampler `looks_back`; its last `place` ids are the answer. Raises ModelError for
+        logits that are not numbers.
         """
         config = self.config
         scores = logits.float().cpu().numpy() if isinstance(logits, Tensor) else logits
+        if self._counts or self._bias:
+            scores = self._adjusted(scores, seen[len(seen) - place :])
         if config.repetition_penalty != 1:
             scores = penalise(scores, seen, config.repetition_penalty)
         likeliest = int(scores.argmax())
@@ -87,6 +126,22 @@ class Sampler:
             return likeliest
         ids, weights = candidates(scores, config)
         return int(ids[(weights + gumbel(self._seed, place, ids)).argmax()])
+
+    def _adjusted(self, scores: Scores, answer: Sequence[int]) -> Scores:
+        """Return scores (V,) with the bias of ids, and without the penalties of those that the answer holds."""
+        scores = scores.copy()
+        for id, value in self._bias:
+            scores[id] = -np.inf if value == -100 else scores[id] + value
+        if self._counts and answer:
+            ids, counts = np.unique(np.array(answer, np.int64), return_counts=True)
+            scores[ids] -= self.config.frequency_penalty * counts + self.config.presence_penalty
+        if forced := [id for id, value in self._bias if value == 100]:
+            kept = scores[forced]
+            scores.fill(-np.inf)
+            scores[forced] = kept
+        if scores.max() == -np.inf:
+            raise ConfigError(f"logit_bias: expected some of {len(scores)} ids to be left, got -100 for all")
+        return scores
 
 
 def gumbel(seed: int, place: int, ids: Ids) -> Weights:

@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from gpt2chat.generation import checked
+from gpt2chat.likelihood import likelihoods
 from gpt2chat.paging import Memory
-from gpt2chat.runtime import ROWS, Part, Runtime
+from gpt2chat.runtime import ROWS, Cache, Part, Runtime
 from gpt2chat.sampling import Scores
 from gpt2chat.slices import Slice
-from gpt2chat.streams import FinishReason, Request
+from gpt2chat.streams import Drawn, FinishReason, Request
 
 GUESSING = 4  # answers at once up to which guesses are checked: beyond, the rows are worth more to others
 FIXED_SLICE = 64  # of prompts where sums depend on how many rows are computed together
+SCORED = 64  # rows of logits of one step for ids that are scored: 13 MB
 
 
 @dataclass
@@ -95,15 +98,22 @@ class Steps:
                 guesses = self._guesses(request, len(running))
                 part = Part([request.ids[-1], *guesses], request.held.cache, 1 + len(guesses))
                 work.append(Work(request, part, guesses))
-        rows = self._slice.rows(sum(len(w.part.ids) for w in work))
+        rows, scored = self._slice.rows(sum(len(w.part.ids) for w in work)), SCORED
         for request in reading:
-            if rows > 0 and request.held:
-                past = request.held.cache.length
-                end = min(past + (rows if self._exact else FIXED_SLICE), request.prompt_tokens)
-                part = Part(request.ids[past:end], request.held.cache, int(end == request.prompt_tokens))
+            if rows > 0 and request.held and (scored > 0 or not request.scored):
+                part = self._slice_of(request, request.held.cache, rows, scored)
                 work.append(Work(request, part, []))
-                rows -= end - past
+                rows -= len(part.ids)
+                scored -= part.wanted if request.scored else 0
         return work
+
+    def _slice_of(self, request: Request, cache: Cache, rows: int, scored: int) -> Part:
+        """Return the next ids of a prompt; behind its last one logits are wanted, when ids are scored for `scored`."""
+        past, first = cache.length, request.prompt_tokens - 1
+        end = min(past + (rows if self._exact else FIXED_SLICE), request.to_read)
+        if request.scored and self._exact:
+            end = min(end, max(past, first) + scored)
+        return Part(request.ids[past:end], cache, max(0, end - max(past, first)))
 
     def _guesses(self, request: Request, running: int) -> list[int]:
         if not request.draft or running > GUESSING:
@@ -153,23 +163,37 @@ class Steps:
         """Draw from the logits of one request and hand over its ids; return why it ends, if it does."""
         request, held = work.request, work.request.held
         assert held
+        if request.scored:
+            return self._score(work, rows)
         tokens = list[int]()
         if work.part.wanted:
             tokens = checked(rows, work.guesses, request.sampler, request.ids, request.drawn, request.stop)
             held.cache.truncate(len(request.ids) + len(tokens) - 1)
             self._count(request, len(work.guesses), len(tokens))
         self._memory.note(held, [*request.ids, *tokens] if tokens else request.ids)
-        for token in tokens:
+        for drawn in _judged(rows[: len(tokens)], tokens, request.top):
+            token = drawn.id
             if token in request.stop:
                 return "stop"
             request.ids.append(token)
             request.drawn += 1
-            request.put(token)
+            request.put(drawn)
             if request.ends_with(token):
                 return "stop"
             if request.drawn == request.limit:
                 return "length"
         return None
+
+    def _score(self, work: Work, rows: Scores) -> FinishReason | None:
+        """Hand over how likely the model found the ids behind those of a slice."""
+        request, held = work.request, work.request.held
+        assert held
+        self._memory.note(held, request.ids)
+        end = held.cache.length + 1
+        for drawn in _judged(rows, request.ids[end - len(rows) : end], request.top):
+            request.drawn += 1
+            request.put(drawn)
+        return None if request.in_prompt else "stop"
 
     def _count(self, request: Request, guessed: int, drawn: int) -> None:
         if guessed:
@@ -179,3 +203,11 @@ class Steps:
             self._stats.drafted_tokens += guessed
             self._stats.accepted_tokens += drawn - 1
         self._stats.new_tokens += drawn
+
+
+def _judged(rows: Scores, ids: Sequence[int], top: int | None) -> list[Drawn]:
+    """Return ids with what the model found of them in their rows of logits, if that is wanted."""
+    if top is None or not ids:
+        return [Drawn(id) for id in ids]
+    found = likelihoods(torch.from_numpy(rows), ids, top)
+    return [Drawn(id, each.logprob, each.top, each.rank) for id, each in zip(ids, found, strict=True)]

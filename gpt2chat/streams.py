@@ -9,7 +9,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 from gpt2chat.drafts import Draft, Pace
 from gpt2chat.paging import Held
@@ -17,10 +17,27 @@ from gpt2chat.sampling import GenerationConfig, Sampler
 
 # an end id, a stop string; the longest answer or the end of the context; the reader left; the time was over; a fault
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
+Item = TypeVar("Item")
+
+
+class Drawn(NamedTuple):
+    """An id, and if that was asked for how likely the model found it by itself: before any option had its say.
+
+    `logprob` is a natural logarithm; `top` holds the likeliest (id, logprob), best first; `rank` 1 is the likeliest.
+    """
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    rank: int | None = None
 
 
 class Request:
-    """What the engine knows of one answer. Only its thread writes, but for `cancelled`."""
+    """What the engine knows of one answer. Only its thread writes, but for `cancelled`.
+
+    `top` likeliest ids are wanted with each of the answer, None if not even its own probability. With `start` nothing
+    is drawn: the ids from there on are scored. `realm` is with whom pages may be shared.
+    """
 
     def __init__(
         self,
@@ -33,37 +50,44 @@ class Request:
         client: str,
         deadline: float | None,
         draft: Draft | None,
+        *,
+        realm: str = "",
+        top: int | None = None,
+        start: int | None = None,
     ) -> None:
-        self.number, self.ids, self.prompt_tokens = number, list(prompt), len(prompt)
+        self.number, self.ids, self.realm, self.top = number, list(prompt), realm, top
+        self.scored = start is not None
+        self.prompt_tokens = len(prompt) if start is None else start
+        self.to_read = len(prompt) - self.scored  # the last id that is scored only has to be known
         self.config, self.limit, self.stop, self.watches = config, limit, frozenset(stop), watches
         self.client, self.deadline = client, deadline
         self.sampler, self.draft, self.pace = Sampler(config), draft, Pace()
         self.held: Held | None = None
         self.drawn = self.cached_tokens = self.drafted_tokens = self.accepted_tokens = 0
-        self.cancelled = False
+        self.cancelled = self.started = False
         self.submitted = time.perf_counter()
         self.first_token_s: float | None = None
         self.finish_reason: FinishReason | None = None
         self.error: BaseException | None = None
-        self._tokens = deque[int]()
+        self._tokens = deque[Drawn]()
         self._ready = threading.Condition()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
 
     @property
     def in_prompt(self) -> bool:
-        """Whether part of the prompt is still to be read."""
-        return self.held is not None and self.held.cache.length < self.prompt_tokens
+        """Whether part of the prompt, or of what is scored, is still to be read."""
+        return self.held is not None and self.held.cache.length < self.to_read
 
     def ends_with(self, token: int) -> bool:
         """Whether this id is the last one."""
         return any(watch(token) for watch in self.watches)
 
-    def put(self, token: int) -> None:
+    def put(self, drawn: Drawn) -> None:
         """Hand over one id."""
         if self.first_token_s is None:
             self.first_token_s = time.perf_counter() - self.submitted
         with self._ready:
-            self._tokens.append(token)
+            self._tokens.append(drawn)
             self._tell()
 
     def finish(self, reason: FinishReason, error: BaseException | None = None) -> None:
@@ -79,24 +103,42 @@ class Request:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
                 loop.call_soon_threadsafe(_wake, future)
 
-    def take(self) -> int | None:
+    def take(self) -> Drawn | None:
         """Wait for the next id; None at the end."""
         with self._ready:
             self._ready.wait_for(lambda: self._tokens or self.finish_reason)
             return self._tokens.popleft() if self._tokens else None
 
-    async def take_later(self) -> int | None:
+    def take_all(self) -> list[Drawn]:
+        """Return all ids that are there."""
+        with self._ready:
+            taken = list(self._tokens)
+            self._tokens.clear()
+        return taken
+
+    async def take_later(self) -> Drawn | None:
         """Wait for the next id without holding up the event loop; None at the end."""
+        while await self.wait():
+            with self._ready:
+                if self._tokens:  # else another reader was faster
+                    return self._tokens.popleft()
+        return None
+
+    async def wait(self) -> bool:
+        """Wait, without holding up the event loop, until an id is there; return False at the end."""
         while True:
             with self._ready:
-                if self._tokens:
-                    return self._tokens.popleft()
-                if self.finish_reason:
-                    return None
+                if self._tokens or self.finish_reason:
+                    return bool(self._tokens)
                 loop = asyncio.get_running_loop()
-                future = loop.create_future()
-                self._waiters.append((loop, future))
-            await future
+                waiter = (loop, loop.create_future())
+                self._waiters.append(waiter)
+            try:
+                await waiter[1]
+            except asyncio.CancelledError:
+                with self._ready, contextlib.suppress(ValueError):
+                    self._waiters.remove(waiter)
+                raise
 
 
 def _wake(future: asyncio.Future[None]) -> None:
@@ -104,35 +146,61 @@ def _wake(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-class Stream:
-    """The ids of one answer as they come: iterate, or `async for`; leaving early, or `cancel`, ends the computation.
+class Reader(Generic[Item]):
+    """One answer as it comes: iterate, or `async for`; leaving early, or `cancel`, ends the computation.
 
-    After the end, `finish_reason` is "stop", "length", "cancelled" or "deadline". A fault is raised by the iteration.
+    An event loop with many answers takes in bulk: `while await stream.wait(): … stream.take()`. After the end,
+    `finish_reason` is "stop", "length", "cancelled" or "deadline". A fault is raised where the next id would have been.
     """
 
     def __init__(self, request: Request, cancel: Callable[[Request], None], dropped: Callable[[Request], None]) -> None:
         self._request, self._cancel, self._dropped = request, cancel, dropped
 
-    def __iter__(self) -> Iterator[int]:
+    def _item(self, drawn: Drawn) -> Item:
+        """Return what the iteration gives."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Item]:
         return self
 
-    def __next__(self) -> int:
+    def __next__(self) -> Item:
         return self._given(self._request.take(), StopIteration)
 
-    def __aiter__(self) -> Stream:
+    def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> int:
+    async def __anext__(self) -> Item:
+        with self._leaving():
+            drawn = await self._request.take_later()
+        return self._given(drawn, StopAsyncIteration)
+
+    def take(self) -> list[Drawn]:
+        """Return, without waiting, all that came since the last time; an empty list if that is nothing."""
+        return self._request.take_all()
+
+    async def wait(self) -> bool:
+        """Wait until there is something to `take`; return False when the answer has ended and all of it was taken.
+
+        Raises the fault that ended the answer, if one did. A task that is cancelled here cancels the answer.
+        """
+        with self._leaving():
+            there = await self._request.wait()
+        if not there and self._request.error is not None:
+            raise self._request.error
+        return there
+
+    @contextlib.contextmanager
+    def _leaving(self) -> Iterator[None]:
+        """Cancel the answer with the task that waits for it."""
         try:
-            token = await self._request.take_later()
+            yield
         except asyncio.CancelledError:
             self.cancel()
             raise
-        return self._given(token, StopAsyncIteration)
 
-    def _given(self, token: int | None, end: type[Exception]) -> int:
-        if token is not None:
-            return token
+    def _given(self, drawn: Drawn | None, end: type[Exception]) -> Item:
+        if drawn is not None:
+            return self._item(drawn)
         if self._request.error is not None:
             raise self._request.error
         raise end
@@ -145,7 +213,7 @@ class Stream:
         """Cancel, as a generator does."""
         self.cancel()
 
-    def __enter__(self) -> Stream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -161,6 +229,11 @@ class Stream:
         return self._request.finish_reason
 
     @property
+    def started(self) -> bool:
+        """Whether it has left the line of those who wait, and was given memory."""
+        return self._request.started
+
+    @property
     def prompt_tokens(self) -> int:
         """How long the prompt is."""
         return self._request.prompt_tokens
@@ -172,7 +245,7 @@ class Stream:
 
     @property
     def new_tokens(self) -> int:
-        """How many ids were drawn so far."""
+        """How many ids were drawn or scored so far."""
         return self._request.drawn
 
     @property
@@ -189,6 +262,20 @@ class Stream:
     def first_token_s(self) -> float | None:
         """Seconds from the request to the first id."""
         return self._request.first_token_s
+
+
+class Stream(Reader[int]):
+    """The ids of an answer."""
+
+    def _item(self, drawn: Drawn) -> int:
+        return drawn.id
+
+
+class Scores(Reader[Drawn]):
+    """How likely the model found ids that were there before."""
+
+    def _item(self, drawn: Drawn) -> Drawn:
+        return drawn
 
 
 class Line:

@@ -87,6 +87,25 @@ def test_greedy_answers_are_those_without_guesses(runtime: Runtime, name: str, p
     assert taken > prompts / 10  # or nothing was tested
 
 
+@pytest.mark.parametrize("name", ["lookup", "itself", "anything"])
+@pytest.mark.parametrize("temperature", [0, 0.3])
+def test_guesses_change_nothing_with_penalties_and_a_bias(runtime: Runtime, name: str, temperature: float) -> None:
+    rng, plain, guessing = random.Random(3), Decoder(runtime), Decoder(runtime, drafts()[name])
+    taken = changed = 0
+    for seed in range(60):
+        options = {"temperature": temperature, "seed": seed, "max_new_tokens": 60}
+        penalties = {"frequency_penalty": rng.choice([-1, 0.2]), "presence_penalty": rng.choice([0, 0.3])}
+        bias = {rng.randrange(50): rng.choice([-100, 3, 100]) for _ in range(rng.choice([0, 2]))}
+        config = GenerationConfig(**options, **penalties, logit_bias=bias)  # type: ignore[arg-type]
+        ids = prompt(rng)
+        found = answer(guessing, ids, config, set())
+        assert found == answer(plain, ids, config, set())
+        taken += guessing.accepted_tokens
+        changed += found != answer(plain, ids, GenerationConfig(**options), set())  # type: ignore[arg-type]
+    assert taken > 20
+    assert changed > 20
+
+
 @pytest.mark.parametrize("name", ["lookup", "itself", "smaller", "anything"])
 def test_drawn_answers_are_those_without_guesses(runtime: Runtime, name: str) -> None:
     rng, plain, guessing = random.Random(2), Decoder(runtime), Decoder(runtime, drafts()[name])

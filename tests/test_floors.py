@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "gpt2chat"
 FLOORS = (
     {"errors", "privacy", "version"},
     {"files", "hardware", "machine", "model", "quantize", "tokenizer"},
-    {"kernels", "sampling", "loss", "taught", "templates", "weights"},
+    {"kernels", "likelihood", "sampling", "loss", "taught", "templates", "weights"},
     {"archive", "conversation"},
     {"likeness", "records", "runtime"},
     {"checkpoint", "data", "drafts", "formats", "mending", "paging", "slices", "static"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -65,6 +66,79 @@ def test_the_repetition_penalty_equals_the_reference(seed: int, seen: list[int],
     given_scores = scores.clone()
     torch.testing.assert_close(torch.from_numpy(penalise(scores.numpy(), seen, penalty)), expected)
     assert torch.equal(scores, given_scores)
+
+
+@given(
+    seed=SEEDS,
+    prompt=st.lists(st.integers(0, VOCAB - 1), max_size=9),
+    answer=st.lists(st.integers(0, 9), max_size=30),
+    frequency=st.floats(-2, 2),
+    presence=st.floats(-2, 2),
+    bias=st.dictionaries(st.integers(0, VOCAB - 1), st.floats(-20, 20), max_size=5),
+)
+def test_penalties_count_the_answer_alone_and_the_bias_is_added(
+    seed: int, prompt: list[int], answer: list[int], frequency: float, presence: float, bias: dict[int, float]
+) -> None:
+    scores = random_scores(seed).double()
+    for id in range(VOCAB):
+        scores[id] += bias.get(id, 0) - frequency * answer.count(id) - presence * (id in answer)
+    best = scores.topk(2)
+    assume(best.values[0] - best.values[1] > 1e-4)
+    options = {"frequency_penalty": frequency, "presence_penalty": presence, "logit_bias": bias}
+    greedy = Sampler(GenerationConfig(temperature=0, **options))  # type: ignore[arg-type]
+    given_scores = random_scores(seed).numpy()
+    assert greedy.sample(given_scores, [*prompt, *answer], len(answer)) == best.indices[0]
+    assert (given_scores == random_scores(seed).numpy()).all()
+    drawing = Sampler(GenerationConfig(temperature=1, top_k=0, seed=3, **options))  # type: ignore[arg-type]
+    plain = Sampler(GenerationConfig(temperature=1, top_k=0, seed=3))
+    found = drawing.sample(given_scores, [*prompt, *answer], len(answer))
+    assert found == plain.sample(scores.float(), [], len(answer))
+
+
+@given(
+    seed=SEEDS,
+    temperature=st.just(0.0) | st.floats(0.1, 100),
+    top_k=st.integers(0, VOCAB),
+    top_p=st.sampled_from([0.1, 0.9, 1.0]),
+    repetition=st.sampled_from([1.0, 100.0]),
+    ids=st.sets(st.integers(0, VOCAB - 1), min_size=1, max_size=VOCAB - 1),
+)
+def test_the_strongest_bias_forbids_and_forces_whatever_else_is_set(
+    seed: int, temperature: float, top_k: int, top_p: float, repetition: float, ids: set[int]
+) -> None:
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition}
+    scores, answer = random_scores(seed, 200.0).numpy(), list(range(VOCAB))
+    for value in (-100, 100):
+        bias = dict.fromkeys(ids, value)
+        sampler = Sampler(GenerationConfig(**options, logit_bias=bias, frequency_penalty=2))  # type: ignore[arg-type]
+        drawn = {sampler.sample(scores, answer, place) for place in range(5)}
+        assert drawn <= ids if value > 0 else not drawn & ids
+
+
+def test_a_bias_that_leaves_no_id_is_an_error_of_the_user() -> None:
+    with pytest.raises(ConfigError, match="logit_bias: expected some of 60 ids to be left"):
+        Sampler(GenerationConfig(logit_bias=dict.fromkeys(range(VOCAB), -100))).sample(random_scores(0), [], 0)
+
+
+def test_a_bias_is_a_value_like_any_other() -> None:
+    config = GenerationConfig(logit_bias={7: 1, 3: -2.5})
+    assert config.logit_bias == ((3, -2.5), (7, 1.0))
+    same = GenerationConfig(logit_bias={"3": -2.5, "7": 1})  # type: ignore[dict-item]
+    assert same == config == dataclasses.replace(config) == GenerationConfig(**dataclasses.asdict(config))
+    assert len({config, same, GenerationConfig()}) == 2
+    config.check_ids(8)
+    with pytest.raises(ConfigError, match="logit_bias: expected ids from 0 to 6, got 7"):
+        config.check_ids(7)
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [{-1: 1}, {2**31 + 1: 1}, {1.5: 1}, {"a": 1}, {"": 1}, {"9" * 5000: 1}, {True: 1}, {1: 101}, {1: "1"}]
+    + [{1: math.nan}, {1: None}, 5, "12", [1, 2], None, [(1, 2, 3)]],
+)
+def test_a_bias_that_is_none_is_refused(bias: object) -> None:
+    with pytest.raises(ConfigError, match=r"^logit_bias(\[1\])?: expected .*, got "):
+        GenerationConfig(logit_bias=bias)  # type: ignore[arg-type]
 
 
 VALID = st.builds(
@@ -182,6 +256,8 @@ def test_top_p_of_a_large_vocabulary_sorts_as_many_as_it_needs(seed: int, top_p:
         ("top_p", [0, -0.1, 1.1, math.nan, True, "1", None]),
         ("min_p", [-0.1, 1.1, math.nan, False, "0", None]),
         ("repetition_penalty", [0, -1, 101, math.nan, True, "1", None]),
+        ("frequency_penalty", [-2.1, 2.1, math.nan, True, "1", None]),
+        ("presence_penalty", [-2.1, 2.1, math.nan, True, "1", None]),
         ("top_k", [-1, 1.5, 50.0, True, math.nan, "50", None]),
         ("max_new_tokens", [0, -1, 1.5, True, math.nan, "9", None]),
         ("seed", [-1, 1.5, 2**63, True, math.nan, "1"]),
