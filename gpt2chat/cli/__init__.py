@@ -16,6 +16,7 @@ from gpt2chat.cli.generate import generate_command
 from gpt2chat.cli.inspect import inspect_command
 from gpt2chat.cli.list import list_command
 from gpt2chat.cli.new import new_command
+from gpt2chat.cli.serve import serve_command
 from gpt2chat.cli.terminal import SETTINGS
 from gpt2chat.cli.train import train_command
 from gpt2chat.version import __version__
@@ -38,6 +39,7 @@ COMMANDS = (
     new_command,
     train_command,
     chat_command,
+    serve_command,
     generate_command,
     evaluate_command,
     inspect_command,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from gpt2chat.generation import Spelling
@@ -85,7 +85,7 @@ class Answering:
         if not self.stream.started:
             self.end("late")
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Yield what comes; the last piece has a finish_reason. Raises ApiError when the server ends the answer."""
         loop, (queue_s, answer_s) = asyncio.get_running_loop(), self._limits
         timers = [loop.call_later(queue_s, self._late), loop.call_later(queue_s + answer_s, self.end, "long")]
@@ -147,10 +147,10 @@ class Answering:
         return time.perf_counter() - self.began
 
 
-async def merged(answers: Sequence[Answering]) -> AsyncIterator[Piece]:
+async def merged(answers: Sequence[Answering]) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of several answers as they come; when one fails, all end."""
     if len(answers) == 1:
-        async with contextlib.aclosing(answers[0].pieces()) as pieces:  # type: ignore[type-var]
+        async with contextlib.aclosing(answers[0].pieces()) as pieces:
             async for piece in pieces:
                 yield piece
         return
@@ -159,13 +159,13 @@ async def merged(answers: Sequence[Answering]) -> AsyncIterator[Piece]:
     try:
         left = len(tasks)
         while left:
-            piece = await queue.get()
-            if isinstance(piece, BaseException):
-                raise piece
-            if piece is None:
+            come = await queue.get()
+            if isinstance(come, BaseException):
+                raise come
+            if come is None:
                 left -= 1
             else:
-                yield piece
+                yield come
     finally:
         for task in tasks:
             task.cancel()
@@ -174,7 +174,7 @@ async def merged(answers: Sequence[Answering]) -> AsyncIterator[Piece]:
 
 async def _feed(answer: Answering, put: Callable[[Piece | BaseException | None], None]) -> None:
     try:
-        async with contextlib.aclosing(answer.pieces()) as pieces:  # type: ignore[type-var]
+        async with contextlib.aclosing(answer.pieces()) as pieces:
             async for piece in pieces:
                 put(piece)
     except Exception as error:

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from importlib import resources
 
 from starlette.applications import Starlette
@@ -25,9 +26,10 @@ NANOCHAT_PATHS = ("/chat/completions", "/health", "/stats")
 LEFT = 499  # nobody reads it: the client has closed the connection
 
 Handler = Callable[[Request], Awaitable[Response]]
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
-def application(service: Service) -> Starlette:
+def application(service: Service, lifespan: Lifespan | None = None) -> Starlette:
     """Return the application that answers with a service; who may come in is the guard's business."""
     posts: dict[str, Handler] = {
         "/chat/completions": endpoints.nanochat,
@@ -49,7 +51,7 @@ def application(service: Service) -> Starlette:
     every += [(path, handler, "GET") for path, handler in gets.items()]
     routes = [Route(path, _counted(handler, path, service), methods=[method]) for path, handler, method in every]
     handlers = {ApiError: _api_error, HTTPException: _http_error, ClientLeft: _client_left, Exception: _fault}
-    app = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)  # type: ignore[arg-type]
     app.router.redirect_slashes = False
     app.state.service = service
     return app

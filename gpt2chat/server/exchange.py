@@ -104,4 +104,4 @@ class Exchange:
             first.finish_reason or "left",
         )
         if self._service.chat_log and self._messages:
-            self._service.chat_log.add(self._messages[-1].content, "".join(self._texts), seconds, new / seconds)
+            self._service.chat_log.write(self._messages[-1].content, "".join(self._texts), seconds, new)

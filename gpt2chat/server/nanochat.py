@@ -1,6 +1,6 @@
 """nanochat's `POST /chat/completions`: its limits, its words, and what its chunks hold besides OpenAI's fields.
 
-Limits and texts are those of nanochat's scripts/chat_web.py, in its order. Two things differ: `system` is really taken, and an
+Limits and texts are those of nanochat's scripts/chat_web.py, in its order. Two things differ: `system` is taken, and an
 answer that came out empty does not end a chat.
 """
 

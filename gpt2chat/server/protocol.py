@@ -115,7 +115,7 @@ class Sampling(Model):
             "repetition_penalty": self.repetition_penalty,
             "frequency_penalty": self.frequency_penalty,
             "presence_penalty": self.presence_penalty,
-            "logit_bias": self.logit_bias and {int(token): bias for token, bias in self.logit_bias.items()},
+            "logit_bias": {int(token): bias for token, bias in (self.logit_bias or {}).items()} or None,
             "seed": None if self.seed is None else self.seed % 2**63,
             "max_new_tokens": max_new_tokens,
         }

@@ -23,7 +23,7 @@ from gpt2chat.server.chatlog import ChatLog
 from gpt2chat.server.faults import ApiError
 from gpt2chat.server.limits import Limits
 from gpt2chat.server.metrics import Figures
-from gpt2chat.streams import Stream
+from gpt2chat.streams import Scores
 from gpt2chat.templates import Template
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.version import __version__
@@ -167,7 +167,7 @@ class Service:
         self._running.update(answers)
         return answers
 
-    def score(self, ids: Sequence[int], start: int, top: int, client: str) -> Stream:
+    def score(self, ids: Sequence[int], start: int, top: int, client: str) -> Scores:
         """Ask how likely the model finds the ids from `start` on; raises ApiError."""
         _, engine = self.opened()
         name, wait = "" if client == "local" else client, self.settings.limits.queue_s
@@ -238,3 +238,12 @@ class Service:
 def too_long(message: str) -> ApiError:
     """Return what a client is told of a prompt that does not fit."""
     return ApiError(400, message, param="messages", code="context_length_exceeded")
+
+
+def served_name(name: str) -> str:
+    """Return the name under which a model is served: that of its file without the ending, or its own without blanks."""
+    known = pretrained.canonical_name(name)
+    if pretrained.is_known(name):
+        return known.partition(" ")[0]
+    path = Path(name)
+    return (path.stem if path.suffix else path.name) if path.exists() else name

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2chat.cli.config import is_given
+from gpt2chat.cli.choosing import named, source_options
 from gpt2chat.cli.options import GENERATION_NAMES, ModelName, answering_options
 from gpt2chat.cli.terminal import SETTINGS, colourless, reports_errors, say, tolerate_any_text
 
@@ -17,15 +18,12 @@ if TYPE_CHECKING:
     from gpt2chat.cli.chat.screen import Screen
 
 FILE = click.Path(path_type=Path)
-SOURCES = click.Choice(["sft", "mid", "rl", "base"])
 
 
 @click.command("chat", context_settings=SETTINGS)
 @click.argument("checkpoint", required=False, type=ModelName())
 @click.option("-p", "--prompt", help="Answer this and leave; - reads it from standard input.")
-@click.option("-i", "--source", type=SOURCES, help="Of the newest: taught on conversations, text, preferences; base.")
-@click.option("-g", "--model_tag", help="The run to talk to; gpt2chat ls lists them.")
-@click.option("-s", "--step", type=int, help="The step of it.  [default: the one that is for use]")
+@source_options
 @click.option("--system", help="What the bot is told before the conversation.")
 @click.option("--chat_template", "--template", "template", help="How turns are written.  [default: as it was taught]")
 @click.option("--examples", type=FILE, multiple=True, help="Pairs to show the model without training.")
@@ -112,36 +110,12 @@ def open_model(
 
     if name is not None and " " in name and not pretrained.is_known(name) and not Path(name).exists():
         raise ConfigError(f"checkpoint: expected a model, got {name!r}: to ask that, pass it with -p")
-    name = name if name is not None and (source, tag, step) == (None, None, None) else _found(name, source, tag, step)
+    name = named(name, source, tag, step)
     bot.open(name)
     say_folded(f"{pretrained.describe(bot.checkpoint)}; {bot.decoder.runtime.description}")
     drawn = "greedy" if bot.generation.temperature == 0 else "drawn"
     say(f"answers are {drawn} (temperature {bot.generation.temperature:g})")
     return name
-
-
-def _found(name: str | None, source: str | None, tag: str | None, step: int | None) -> str:
-    from gpt2chat import shelf
-    from gpt2chat.cli.chat.screen import say_folded
-    from gpt2chat.errors import ConfigError
-
-    if name is not None:
-        raise ConfigError(f"chat: expected CHECKPOINT or --source, --model_tag and --step, got {name} and one of these")
-    if source == "base":
-        if step is not None:
-            raise ConfigError(f"step: released weights have no steps, got {step}")
-        return tag or "demo"
-    there = shelf.entries()
-    entry = shelf.find(source, tag, step, there)
-    if entry is None:
-        say("using demo, the built-in model: no checkpoint of your own is here; gpt2chat train makes one")
-        return "demo"
-    for other in there:
-        if other.fault and other.modified > entry.modified:
-            say(f"note: {other.path} is newer, but {other.fault}")
-    asked = (source, tag, step) != (None, None, None)
-    say_folded(f"using {entry.path}{'' if asked else ', your newest model here (gpt2chat ls shows all)'}")
-    return str(entry.path)
 
 
 def talk(
