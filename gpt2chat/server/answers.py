@@ -26,7 +26,7 @@ class Question:
     lead: str = ""
     logprobs: int | None = None  # of how many of the likeliest tokens, or none at all
     client: str = ""
-    dropped: int = 0  # turns that the model no longer sees
+    endless: bool = False  # whether it goes on where the model would end
 
 
 @dataclass(frozen=True)

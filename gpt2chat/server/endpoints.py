@@ -65,7 +65,7 @@ async def _chat(
     prompt, dropped = await service.prompt(messages, config.max_new_tokens)
     template = service.template
     stop = (*template.stop, *wanted.stops())
-    question = Question(prompt, config, stop, template.lead, logprobs, client_of(request), dropped)
+    question = Question(prompt, config, stop, template.lead, logprobs, client_of(request), bool(wanted.ignore_eos))
     written = shape(service.settings.model, logprobs is not None, {"dropped_turns": dropped})
     answers = service.ask(question, wanted.n or 1)
     exchange = Exchange(service, answers, written, messages)
@@ -89,7 +89,9 @@ async def completion(request: Request) -> Response:
     answers = list[Answering]()
     try:
         for number, ids in enumerate(prompts):
-            question = Question(ids, config, wanted.stops(), "", wanted.logprobs, client_of(request))
+            question = Question(
+                ids, config, wanted.stops(), "", wanted.logprobs, client_of(request), bool(wanted.ignore_eos)
+            )
             answers += service.ask(question, each, number * each)
     except ApiError:
         service.leave(answers)

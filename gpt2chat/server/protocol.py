@@ -1,7 +1,7 @@
 """What OpenAI's clients may send, checked: JSON -> typed requests, or an error that names the field.
 
 Contract: https://platform.openai.com/docs/api-reference, with the extras of vLLM (`top_k`, `min_p`,
-`repetition_penalty`, `continuous_usage_stats`). Fields that are not known here are left alone.
+`repetition_penalty`, `ignore_eos`, `continuous_usage_stats`). Fields that are not known here are left alone.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Sampling(Model):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
+    ignore_eos: bool | None = None  # for measurements: go on to max_tokens
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""From settings to a server that runs: the door opens first, the model loads behind it, and everything ends in order."""
+"""From settings to a server that runs: the door opens, the model loads behind it, and everything ends in order."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ class Service:
                 question.prompt,
                 question.config,
                 count,
-                stop=self.tokenizer.stop_ids,
+                stop=() if question.endless else self.tokenizer.stop_ids,
                 stop_strings=question.stop,
                 logprobs=question.logprobs,
                 client="" if question.client == "local" else question.client,
