@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import http
@@ -271,7 +272,8 @@ class Server(uvicorn.Server):
         """End in good order; to be called from any thread or signal handler."""
         self.should_exit = True
         if self.loop is not None:
-            self.loop.call_soon_threadsafe(self.abort if self.force_exit else self.drain)
+            with contextlib.suppress(RuntimeError):  # it has ended already
+                self.loop.call_soon_threadsafe(self.abort if self.force_exit else self.drain)
 
     def drain(self) -> None:
         """Tell the app to end its streams, and give it `grace_s` for that."""
