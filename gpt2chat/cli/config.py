@@ -1,4 +1,7 @@
-"""`--config FILE`: a command's options from a TOML or JSON file; what the command line says wins."""
+"""`--config FILE`: a command's options from a file; what the command line says wins.
+
+The file is TOML or JSON with names of options; for a server also the `config.yml` of Dell's chatbot service.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,8 +17,12 @@ from gpt2chat.cli.options import ModelName
 from gpt2chat.cli.terminal import reports_errors
 from gpt2chat.errors import ConfigError
 
+if TYPE_CHECKING:
+    from gpt2chat.server.settings import ServiceFile
+
 GIVEN = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.DEFAULT_MAP)
 OWN = ("config", "help", "resume")  # options that only a command line can have
+SERVICE = "gpt2chat.service"  # in a context's meta
 KINDS: dict[type[Any], tuple[tuple[type, ...], str]] = {
     type(click.INT): ((int,), "a whole number"),
     click.IntRange: ((int,), "a whole number"),
@@ -38,6 +45,25 @@ def config_option(function: Any) -> Any:
     return option(function)
 
 
+def service_option(function: Any) -> Any:
+    """Add --config to a server's command; besides options it takes `config.yml` of Dell's chatbot service."""
+    words = "TOML or JSON file with these options, or config.yml of Dell's chatbot service."
+    option = click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=_take_service,
+        help=words,
+    )
+    return option(function)
+
+
+def service_of(context: click.Context) -> ServiceFile | None:
+    """Return the `config.yml` that was given with --config, if it was one: what no option of the command can say."""
+    return context.meta.get(SERVICE)
+
+
 def is_given(context: click.Context, name: str) -> bool:
     """Whether an option was set, on the command line or in the config file."""
     return context.get_parameter_source(name) in GIVEN
@@ -47,6 +73,32 @@ def is_given(context: click.Context, name: str) -> bool:
 def _take(context: click.Context, param: click.Parameter, path: Path | None) -> None:
     if path is not None and not context.resilient_parsing:
         context.default_map = {**(context.default_map or {}), **read_config(path, context)}
+
+
+@reports_errors
+def _take_service(context: click.Context, param: click.Parameter, path: Path | None) -> None:
+    """Take options from a file; `service_of` returns the whole of a `config.yml`."""
+    from gpt2chat.server.settings import is_service_file, read_service
+
+    if path is None or context.resilient_parsing:
+        return
+    if is_service_file(path):
+        service = context.meta[SERVICE] = read_service(path, os.environ)
+        service.use_token(os.environ)
+        found = _as_options(service, context.command)
+    else:
+        found = read_config(path, context)
+    context.default_map = {**(context.default_map or {}), **found}
+
+
+def _as_options(service: ServiceFile, command: click.Command) -> dict[str, Any]:
+    """Return what `config.yml` sets, by the names of a command's parameters; the model is its first argument."""
+    found: dict[str, Any] = {"max_tokens": service.max_new_tokens, "dtype": service.dtype, "port": service.port}
+    found["log_prompts"] = str(service.log)
+    if service.api_key:
+        found["api_key"] = service.api_key
+    argument = next(param.name for param in command.params if isinstance(param, click.Argument))
+    return {**found, str(argument): service.model}
 
 
 def read_config(path: Path, context: click.Context) -> dict[str, Any]:
