@@ -1,9 +1,9 @@
 """The server under load: tokens per second of all clients together, against the engine without a server.
 
-`python benchmarks/serve.py --seconds 120` starts `gpt2chat serve`, lets 256 clients ask one question after the other,
-each as a stream, and probes /health beside them. Each answer is compared with the one that the same question got alone. Before
-and after, the engine answers the same questions in a process of its own. Then 1,000 sockets that send a byte now and then are
-opened, and honest clients' time to the first token is measured with and without them. JSON lines.
+`python benchmarks/serve.py --seconds 120` starts `gpt2chat serve`, lets 256 clients ask one question after the other, each
+as a stream, and probes /health beside them. Each answer is compared with the one that the same question got alone.
+Before and after, the engine answers the same questions in a process of its own. Then 1,000 sockets that send a byte now
+and then are opened, and honest clients' time to the first token is measured with and without them. JSON lines.
 """
 
 from __future__ import annotations
@@ -24,9 +24,17 @@ from pathlib import Path
 
 from common import run_worker
 
-WORDS = "the river, an old clock, bread, a small town, winter, a lost key, the sea, two friends, a garden, music".split(
-    ", "
-)
+WORDS = [
+    "the river",
+    "an old clock",
+    "bread",
+    "a small town",
+    "winter",
+    "a lost key",
+    "the sea",
+    "two friends",
+    "music",
+]
 QUESTIONS = [f"Tell me about {word}, part {n}." for n in range(6) for word in WORDS]
 NEW = 96
 CONTENT = re.compile(rb'"content":("(?:[^"\\]|\\.)*")')

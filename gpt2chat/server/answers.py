@@ -51,11 +51,11 @@ class Piece:
 class Pace:
     """How often answers are handed on: each token at once while there are few, some of them together among many.
 
-    What an event loop and a network cost per message is then bounded, and nobody sees a difference below 50 ms.
+    What an event loop and a network cost per message is then bounded, and nobody reads faster than a tenth of a second.
     """
 
     active: int = 0
-    FEW, EACH, MOST = 4, 0.0008, 0.05
+    FEW, EACH, MOST = 4, 0.0016, 0.1
 
     def seconds(self) -> float:
         """Return how long to gather before the next piece."""

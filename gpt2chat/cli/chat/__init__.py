@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.config import is_given
 from gpt2chat.cli.choosing import named, source_options
+from gpt2chat.cli.config import is_given
 from gpt2chat.cli.options import GENERATION_NAMES, ModelName, answering_options
 from gpt2chat.cli.terminal import SETTINGS, colourless, reports_errors, say, tolerate_any_text
 
