@@ -31,10 +31,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Placed:
-    """A token of an answer, and at which character of its text it begins."""
+    """A token of an answer, and at which character of its text it begins, behind `cut` characters of its own."""
 
     drawn: Drawn
     place: int
+    cut: int = 0  # of the template's lead, which is no part of the answer
 
 
 @dataclass
@@ -117,7 +118,8 @@ class Answering:
             place = self._spelling.place
             text.append(self._spelling.push(each.id))
             if self._scored:
-                self._pending.append(Placed(each, max(0, place - self._lead)))
+                begins = place - self._lead
+                self._pending.append(Placed(each, max(0, begins), max(0, -begins)))
         return Piece(self.index, "".join(text), self._certain())
 
     def _certain(self) -> list[Placed]:

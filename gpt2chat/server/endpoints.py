@@ -139,7 +139,9 @@ async def explain(request: Request) -> Response:
     prompt, _ = await service.prompt(asked, min(len(said), 256))
     room = service.context_length - len(prompt)
     found = await unless_left(request.receive, _scores(request, [*prompt, *said[:room]], len(prompt), 5))
-    return JSONResponse({"tokens": Scores().chat([Placed(each, 0) for each in found])["content"]})
+    lead = len(service.template.lead)
+    tokens = [Placed(each, 0, 0 if at else lead) for at, each in enumerate(found)]
+    return JSONResponse({"tokens": Scores().chat(tokens)["content"]})
 
 
 async def feedback(request: Request) -> Response:

@@ -63,14 +63,15 @@ class Scores:
     def __init__(self) -> None:
         self._speller = Speller()
 
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        return {"token": self._speller.text(token), "bytes": list(self._speller.bytes(token)), "logprob": logprob}
+    def _token(self, token: int, logprob: float, cut: int = 0) -> dict[str, Any]:
+        text, spelled = self._speller.text(token), self._speller.bytes(token)
+        return {"token": text[cut:], "bytes": list(spelled[cut:]), "logprob": logprob}
 
     def chat(self, tokens: Sequence[Placed]) -> dict[str, Any]:
         """Return those of a chat's chunk or message."""
         content = [
             {
-                **self._token(each.drawn.id, each.drawn.logprob or 0.0),
+                **self._token(each.drawn.id, each.drawn.logprob or 0.0, each.cut),
                 "top_logprobs": [self._token(*other) for other in each.drawn.top],
             }
             for each in tokens
