@@ -1,7 +1,7 @@
 """The server under load: tokens per second of all clients together, against the engine without a server.
 
-`python benchmarks/serve.py --seconds 120` starts `gpt2chat serve`, lets 256 clients ask one question after the other, each
-as a stream, and probes /health beside them. Each answer is compared with the one that the same question got alone.
+`python benchmarks/serve.py --seconds 120` starts `gpt2chat serve`, lets 256 clients ask one question after the other,
+each as a stream, and probes /health beside them. Each answer is compared with the one that the same question got alone.
 Before and after, the engine answers the same questions in a process of its own. Then 1,000 sockets that send a byte now
 and then are opened, and honest clients' time to the first token is measured with and without them. JSON lines.
 """

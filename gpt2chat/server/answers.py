@@ -56,7 +56,7 @@ class Pace:
     """
 
     active: int = 0
-    FEW, EACH, MOST = 4, 0.0016, 0.1
+    FEW, EACH, MOST = 4, 0.003, 0.1
 
     def seconds(self) -> float:
         """Return how long to gather before the next piece."""

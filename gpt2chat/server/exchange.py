@@ -60,8 +60,8 @@ class Exchange:
             self._texts.append(piece.text)
         return piece
 
-    async def _events(self, first: Piece, options: StreamOptions) -> AsyncGenerator[bytes, None]:
-        """Yield the events of a stream. Whatever goes wrong is the last of them."""
+    async def _events(self, first: Piece, options: StreamOptions) -> AsyncGenerator[tuple[bytes, bool], None]:
+        """Yield the events of a stream, and whether more follow. Whatever goes wrong is the last of them."""
         shape, tells = self._shape, bool(options.include_usage)
         always = bool(options.continuous_usage_stats)
 
@@ -72,19 +72,25 @@ class Exchange:
                 data.setdefault("usage", None)
             return event(data)
 
+        chunks, left = shape.opening(len(self._answers)), len(self._answers)
         try:
             async with contextlib.aclosing(self._pieces) as pieces:
-                yield b"".join(map(chunk, [*shape.opening(len(self._answers)), *shape.piece(self._noted(first))]))
-                async for piece in pieces:
-                    if chunks := shape.piece(self._noted(piece)):
-                        yield b"".join(map(chunk, chunks))
+                piece: Piece | None = first
+                while piece is not None:
+                    chunks += shape.piece(self._noted(piece))
+                    left -= piece.finish_reason is not None
+                    if chunks and left:
+                        yield b"".join(map(chunk, chunks)), True
+                        chunks = []
+                    piece = await anext(pieces, None)
             closing = [shape.usage(self._answers)] if tells else []
-            yield b"".join(map(chunk, [*closing, *shape.closing()])) + (DONE if shape.ends_with_done else b"")
+            end = DONE if shape.ends_with_done else b""
+            yield b"".join(map(chunk, [*chunks, *closing, *shape.closing()])) + end, False
         except ApiError as error:
-            yield event(error.body())
+            yield event(error.body()), False
         except Exception:
             log.exception("an answer failed")
-            yield event(ApiError(500, "the server met a fault of its own").body())
+            yield event(ApiError(500, "the server met a fault of its own").body()), False
 
     def close(self) -> None:
         """End what has not ended, and take down what it took."""

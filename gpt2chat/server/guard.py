@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import logging
 import re
-import secrets
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gpt2chat.errors import ConfigError
 from gpt2chat.server.faults import ApiError
 from gpt2chat.server.limits import Limits
-from gpt2chat.server.names import loopback, origin_of, parse_host, parse_origin
+from gpt2chat.server.names import fresh, loopback, origin_of, parse_host, parse_origin
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 DETAILED = {"/chat/completions", "/health", "/stats"}  # their clients read `detail`
@@ -76,7 +75,7 @@ class Visit:
         self.unread = bool(self.codings) or any(length.strip(b"0") for length in self.lengths)
         given = self.all(b"x-request-id")
         self.id = given[0] if len(given) == 1 and REQUEST_ID.fullmatch(given[0]) else b""
-        self.id = self.id or f"req_{secrets.token_hex(12)}".encode()
+        self.id = self.id or fresh("req_").encode()
         self.cors: list[tuple[bytes, bytes]] = []  # headers for an origin that may read the answer
 
     def all(self, name: bytes) -> list[bytes]:

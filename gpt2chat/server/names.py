@@ -1,8 +1,9 @@
-"""Names of hosts as HTTP writes them: in a Host header, in an Origin, on the command line."""
+"""Names: of hosts as HTTP writes them, in a Host header, in an Origin, on the command line; and of responses."""
 
 from __future__ import annotations
 
 import ipaddress
+import random
 import re
 
 HOST = re.compile(
@@ -10,6 +11,12 @@ HOST = re.compile(
 )
 ORIGIN = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,31})://(?P<host>[^/?#@\\]+)")
 PORTS = {"http": 80, "https": 443}
+_numbers = random.Random()  # not secret, and the system's own source takes a fifth of a millisecond
+
+
+def fresh(prefix: str) -> str:
+    """Return a name that no other response has."""
+    return f"{prefix}{_numbers.getrandbits(128):032x}"
 
 
 def parse_host(text: str) -> tuple[str, int | None] | None:

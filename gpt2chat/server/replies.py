@@ -48,9 +48,9 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str], at_end: Callable[[], None]
+        self, events: AsyncGenerator[tuple[bytes, bool], None], headers: Mapping[str, str], at_end: Callable[[], None]
     ) -> None:
-        """Take events, and what is called once they ended or were left, in whatever way."""
+        """Take events, each with whether more follow, and what is called once they ended or were left in whatever way."""
         super().__init__(headers={**headers, "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events, self._at_end = events, at_end
@@ -66,6 +66,5 @@ class EventStream(Response):
     async def _write(self, send: Send) -> None:
         async with contextlib.aclosing(self._events) as events:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async for data in events:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            async for data, more in events:
+                await send({"type": "http.response.body", "body": data, "more_body": more})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gpt2chat.explanation import Speller
 from gpt2chat.server.answers import Answering, Placed
+from gpt2chat.server.names import fresh
 from gpt2chat.version import __version__
 
 DONE = b"data: [DONE]\n\n"
@@ -33,7 +33,7 @@ class Head:
     def __post_init__(self) -> None:
         if not self.id:
             prefix = "chatcmpl" if self.kind.startswith("chat") else "cmpl"
-            object.__setattr__(self, "id", f"{prefix}-{uuid.uuid4().hex}")
+            object.__setattr__(self, "id", fresh(f"{prefix}-"))
 
     def envelope(self, choices: Sequence[dict[str, Any]], chunk: bool) -> dict[str, Any]:
         """Return the object around choices."""
