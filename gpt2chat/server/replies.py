@@ -50,7 +50,7 @@ class EventStream(Response):
     def __init__(
         self, events: AsyncGenerator[tuple[bytes, bool], None], headers: Mapping[str, str], at_end: Callable[[], None]
     ) -> None:
-        """Take events, each with whether more follow, and what is called once they ended or were left in whatever way."""
+        """Take events, each with whether more follow, and what is called once they have ended or were left."""
         super().__init__(headers={**headers, "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events, self._at_end = events, at_end
