@@ -178,7 +178,7 @@ def candidates(scores: Scores, config: GenerationConfig) -> tuple[Ids, Weights]:
     Weights are log-probabilities up to a constant; that of the likeliest id is 0. Ties at the border of top_k are kept,
     as the order among equals has no meaning.
     """
-    ids = _largest(scores, config.top_k) if 0 < config.top_k < len(scores) else np.arange(len(scores))
+    ids = largest(scores, config.top_k) if 0 < config.top_k < len(scores) else np.arange(len(scores))
     chosen = scores[ids].astype(np.float64)
     weights = (chosen - chosen.max()) / max(config.temperature, 1e-30)  # the likeliest is 0: nothing overflows
     if config.top_p < 1:
@@ -190,7 +190,7 @@ def candidates(scores: Scores, config: GenerationConfig) -> tuple[Ids, Weights]:
     return ids, weights
 
 
-def _largest(scores: Scores, count: int) -> Ids:
+def largest(scores: Scores, count: int) -> Ids:
     """Return where the `count` largest scores are, in order of place; ties at the border are all kept."""
     groups = len(scores) // GROUP
     if count >= groups:
