@@ -35,7 +35,7 @@ def explain(decoder: Decoder, prompt: Sequence[int], answer: Sequence[int], top:
     spell, scores = Speller(), list[TokenScore]()
     for rows in decoder.read(prompt, answer):
         ids = answer[len(scores) : len(scores) + len(rows)]
-        for token, (logprob, rank, best) in zip(ids, likelihoods(rows, ids, top), strict=True):
+        for token, (logprob, rank, best) in zip(ids, likelihoods(rows.float().cpu().numpy(), ids, top), strict=True):
             alternatives = tuple((spell.text(other), value) for other, value in best)
             scores.append(TokenScore(token, spell.text(token), logprob, rank, alternatives))
     return scores

@@ -104,7 +104,10 @@ class Sampler:
         self.config = config
         self._counts = bool(config.frequency_penalty or config.presence_penalty)
         self.looks_back = self._counts or config.repetition_penalty != 1
-        self._bias = _bias(config.logit_bias)
+        bias = _bias(config.logit_bias)
+        self._biased = np.array([id for id, _ in bias], np.int64)
+        self._added = np.array([-np.inf if value == -100 else value for _, value in bias], np.float32)
+        self._forced = self._biased[self._added == 100]
         self._seed = secrets.randbits(63) if config.seed is None else config.seed
 
     def sample(self, logits: Tensor | Scores, seen: Sequence[int], place: int) -> int:
@@ -115,7 +118,7 @@ class Sampler:
         """
         config = self.config
         scores = logits.float().cpu().numpy() if isinstance(logits, Tensor) else logits
-        if self._counts or self._bias:
+        if self._counts or len(self._biased):
             scores = self._adjusted(scores, seen[len(seen) - place :])
         if config.repetition_penalty != 1:
             scores = penalise(scores, seen, config.repetition_penalty)
@@ -128,17 +131,16 @@ class Sampler:
         return int(ids[(weights + gumbel(self._seed, place, ids)).argmax()])
 
     def _adjusted(self, scores: Scores, answer: Sequence[int]) -> Scores:
-        """Return scores (V,) with the bias of ids, and without the penalties of those that the answer holds."""
+        """Return scores (V,) with the bias of ids, less the penalties of those that the answer holds."""
         scores = scores.copy()
-        for id, value in self._bias:
-            scores[id] = -np.inf if value == -100 else scores[id] + value
+        scores[self._biased] += self._added
         if self._counts and answer:
             ids, counts = np.unique(np.array(answer, np.int64), return_counts=True)
             scores[ids] -= self.config.frequency_penalty * counts + self.config.presence_penalty
-        if forced := [id for id, value in self._bias if value == 100]:
-            kept = scores[forced]
+        if len(self._forced):
+            kept = scores[self._forced]
             scores.fill(-np.inf)
-            scores[forced] = kept
+            scores[self._forced] = kept
         if scores.max() == -np.inf:
             raise ConfigError(f"logit_bias: expected some of {len(scores)} ids to be left, got -100 for all")
         return scores
@@ -178,7 +180,7 @@ def candidates(scores: Scores, config: GenerationConfig) -> tuple[Ids, Weights]:
     Weights are log-probabilities up to a constant; that of the likeliest id is 0. Ties at the border of top_k are kept,
     as the order among equals has no meaning.
     """
-    ids = _largest(scores, config.top_k) if 0 < config.top_k < len(scores) else np.arange(len(scores))
+    ids = largest(scores, config.top_k) if 0 < config.top_k < len(scores) else np.arange(len(scores))
     chosen = scores[ids].astype(np.float64)
     weights = (chosen - chosen.max()) / max(config.temperature, 1e-30)  # the likeliest is 0: nothing overflows
     if config.top_p < 1:
@@ -190,7 +192,7 @@ def candidates(scores: Scores, config: GenerationConfig) -> tuple[Ids, Weights]:
     return ids, weights
 
 
-def _largest(scores: Scores, count: int) -> Ids:
+def largest(scores: Scores, count: int) -> Ids:
     """Return where the `count` largest scores are, in order of place; ties at the border are all kept."""
     groups = len(scores) // GROUP
     if count >= groups:

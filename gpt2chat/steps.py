@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from gpt2chat.generation import checked
 from gpt2chat.likelihood import likelihoods
@@ -209,5 +208,5 @@ def _judged(rows: Scores, ids: Sequence[int], top: int | None) -> list[Drawn]:
     """Return ids with what the model found of them in their rows of logits, if that is wanted."""
     if top is None or not ids:
         return [Drawn(id) for id in ids]
-    found = likelihoods(torch.from_numpy(rows), ids, top)
+    found = likelihoods(rows, ids, top)
     return [Drawn(id, each.logprob, each.top, each.rank) for id, each in zip(ids, found, strict=True)]

@@ -22,7 +22,7 @@ from gpt2chat.fleet import Fleet
 from gpt2chat.generation import Decoder
 from gpt2chat.paging import PAGE, PagedMemory
 from gpt2chat.runtime import NativeRuntime, Runtime, TorchRuntime
-from gpt2chat.sampling import GenerationConfig
+from gpt2chat.sampling import GenerationConfig, Sampler
 from gpt2chat.slots import SlotRuntime
 from gpt2chat.steps import SCORED
 from gpt2chat.streams import Drawn, Reader
@@ -117,6 +117,22 @@ def test_guesses_change_no_log_probability_with_penalties_and_a_bias(native: Nat
     assert taken > 20
 
 
+@pytest.mark.parametrize(
+    "options", [{"presence_penalty": 2}, {"frequency_penalty": 1.5}, {"frequency_penalty": -2, "logit_bias": {7: 3}}]
+)
+def test_penalties_count_what_was_drawn_so_far(native: NativeRuntime, options: dict[str, Any]) -> None:
+    prompt = [5, 6, 7, 8, 9] * 8
+    config = GenerationConfig(temperature=0.3, seed=2, max_new_tokens=40, **options)
+    sampler, ids = Sampler(config), list(prompt)
+    for place in range(40):
+        ids.append(sampler.sample(native.forward(ids, native.new_cache())[0], ids, place))
+    assert list(Decoder(native).generate(prompt, config, ())) == ids[40:]
+    plain = GenerationConfig(temperature=0.3, seed=2, max_new_tokens=40)
+    assert list(Decoder(native).generate(prompt, plain, ())) != ids[40:]
+    with Engine(native) as engine:
+        assert list(engine.submit(prompt, config)) == ids[40:]
+
+
 def test_without_log_probabilities_an_id_comes_alone(engine: Engine) -> None:
     config = GenerationConfig(temperature=0, max_new_tokens=3)
     plain = everything(engine.submit([1, 2], config))
@@ -182,21 +198,21 @@ def test_only_readers_that_wait_are_woken(engine: Engine, monkeypatch: pytest.Mo
 
 
 def test_a_task_that_is_cancelled_while_it_waits_leaves_nothing_behind(engine: Engine) -> None:
-    async def leave() -> Reader[int]:
-        stream = engine.submit([2], GenerationConfig(max_new_tokens=5))
+    async def leave(stream: Reader[int]) -> None:
         task = asyncio.ensure_future(stream.wait())
         await asyncio.sleep(0.01)
         task.cancel()
-        assert await asyncio.gather(task, return_exceptions=True) != [True]
-        return stream
+        assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
 
     running, hold = held_up(engine)
-    stream = asyncio.run(leave())
-    assert stream._request._waiters == []
+    running.take()
+    waiting = engine.submit([2], GenerationConfig(max_new_tokens=5))
+    for stream in (running, waiting):
+        asyncio.run(leave(stream))
+        assert stream._request._waiters == []
     hold.set()
-    assert list(running)
     idle(engine)
-    assert stream.finish_reason == "cancelled"
+    assert (running.finish_reason, waiting.finish_reason) == ("cancelled", "cancelled")
 
 
 def test_a_stream_tells_when_it_leaves_the_line(native: NativeRuntime) -> None:
@@ -277,6 +293,10 @@ def test_logits_of_scores_are_bounded_and_answers_go_on_beside_them(
         scores = [engine.score(text(n, 160), 5) for n in range(3)]
         assert [len(list(score)) for score in scores] == [155] * 3
         answering.cancel()
+        idle(engine)
+        together = len(seen)
+        assert len(list(engine.score(text(3, 160), 5))) == 155
+    assert [wanted for parts in seen[together:] for _, wanted in parts] == [64, 64, 27]
     wanted = [sum(wanted for _, wanted in parts) for parts in seen]
     assert sum(wanted) >= 3 * 155
     assert max(wanted) <= SCORED + 1

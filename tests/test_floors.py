@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "gpt2chat"
 FLOORS = (
     {"errors", "privacy", "version"},
     {"files", "hardware", "machine", "model", "quantize", "tokenizer"},
-    {"kernels", "likelihood", "sampling", "loss", "taught", "templates", "weights"},
-    {"archive", "conversation"},
+    {"kernels", "sampling", "loss", "taught", "templates", "weights"},
+    {"archive", "conversation", "likelihood"},
     {"likeness", "records", "runtime"},
     {"checkpoint", "data", "drafts", "formats", "mending", "paging", "slices", "static"},
     {"calibration", "chats", "checking", "generation", "packs", "pretrained", "shelf", "slots", "streams", "training"},

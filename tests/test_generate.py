@@ -56,6 +56,23 @@ def test_a_file_is_answered_in_order(tmp_path: Path) -> None:
     assert "2 plus 2" in answers[0]["text"]
 
 
+def test_a_row_may_have_penalties_and_a_bias(tmp_path: Path) -> None:
+    row = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 30}
+    options = (
+        {},
+        {"logit_bias": {"262": -100}},
+        {"presence_penalty": 2, "frequency_penalty": 2},
+        {"logit_bias": {13: 100}},
+    )
+    batch = write(tmp_path / "q.jsonl", [row | own for own in options])
+    assert invoke("generate", "--batch", batch).exit_code == 0
+    plain, without_the, varied, dots = (answer["text"] for answer in read(tmp_path / "q.answers.jsonl"))
+    assert " the " in plain
+    assert " the " not in without_the
+    assert len(set(varied.split())) > len(set(plain.split()))
+    assert dots == "." * 30
+
+
 def test_answers_do_not_depend_on_how_many_are_computed_at_once(tmp_path: Path) -> None:
     batch = write(tmp_path / "q.jsonl", ROWS * 6)
     found = []
@@ -117,6 +134,8 @@ def test_a_pipe_is_answered_on_stdout() -> None:
         ('{"messages": [{"role": "user", "content": null}]}', r"messages\[0\]: expected text, got None"),
         ('{"messages": [{"role": "assistant", "content": "x"}]}', "expected the user to have the last word"),
         ('{"prompt": "a", "temperature": "hot"}', "temperature: expected a number from 0 to 100, got 'hot'"),
+        ('{"prompt": "a", "logit_bias": {"x": 1}}', "logit_bias: expected ids from 0 to 2.31, got 'x'"),
+        ('{"prompt": "a", "logit_bias": {"50257": 1}}', "logit_bias: expected ids from 0 to 50256, got 50257"),
         ('{"prompt": "a", "n": 2}', "'n': expected only"),
         ('{"prompt": "a", "stop": [""]}', "stop: expected a text or a list of texts"),
         ('{"prompt": "a", "id": [1]}', "id: expected a text or a whole number"),
