@@ -240,6 +240,11 @@ class Spelling:
         """Whether a stop string was met."""
         return self._stops.stopped
 
+    @property
+    def led(self) -> bool:
+        """Whether `lead` was there and was left out."""
+        return self._unlead.met
+
     def push(self, token: int) -> str:
         """Take one more id; return the text that is certain now."""
         text = self._decoder.push(token)
@@ -271,7 +276,7 @@ class _LeadFilter:
     """Removes a prefix from a stream of text, however it is cut into pieces."""
 
     def __init__(self, lead: str) -> None:
-        self._lead, self._held = lead, ""
+        self._lead, self._held, self.met = lead, "", False
 
     def push(self, text: str) -> str:
         self._held += text
@@ -280,5 +285,6 @@ class _LeadFilter:
         return self.flush()
 
     def flush(self) -> str:
+        self.met = self.met or (self._lead != "" and self._held.startswith(self._lead))
         out, self._held, self._lead = self._held.removeprefix(self._lead), "", ""
         return out

@@ -241,7 +241,7 @@ def test_a_wrong_field_is_named(server: Served, body: dict[str, Any], param: str
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"messages": NaN}', b'{"messages":"\\ud800"}', b"[" * 9999, b"\0"]
+    "body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"messages": NaN, "prompt": NaN}', b'{"messages":"\\ud800"}', b"[" * 9999, b"\0"]
 )
 def test_a_body_that_is_no_json_object_is_400(server: Served, body: bytes) -> None:
     for path in ("/v1/chat/completions", "/v1/completions", "/chat/completions", "/explain", "/feedback"):
@@ -370,10 +370,13 @@ def test_who_leaves_ends_the_computation_at_once(tiny: Path, stream: bool) -> No
         slow = server.engine.runtime.forward_batch
         server.engine.runtime.forward_batch = lambda parts: (time.sleep(0.02), slow(parts))[1]  # type: ignore[method-assign]
         body = {"messages": [USER], "max_tokens": 100, "ignore_eos": True, "stream": stream}
-        with httpx.Client() as client, pytest.raises(httpx.ReadTimeout):
-            client.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.3)
-            client.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=0.3).__enter__()
-            raise httpx.ReadTimeout("the stream has begun, which is enough")
+        url = f"{server.url}/v1/chat/completions"
+        if stream:
+            with httpx.stream("POST", url, json=body) as response:
+                assert next(response.iter_bytes())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(url, json=body, timeout=0.3)
         _until(lambda: server.engine.stats().running == 0)
         assert server.engine.stats().cancelled == 1 and server.engine.stats().new_tokens < 60
         assert server.engine.stats().used_bytes == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -70,8 +71,8 @@ class Answering:
         self.stream, self.index, self._pace = stream, index, pace
         self._limits = queue_s, answer_s
         self._spelling = Spelling(Tokenizer.gpt2().stream_decoder(), question.stop, question.lead)
-        self._scored, self._lead = question.logprobs is not None, len(question.lead)
-        self._pending = deque[Placed]()
+        self._scored, self._lead = question.logprobs is not None, question.lead
+        self._pending = deque[tuple[Drawn, int]]()
         self._ended: str | None = None  # by the server: late, long, or why everything ends
         self.began = time.perf_counter()
         self.first_s: float | None = None
@@ -118,15 +119,15 @@ class Answering:
             place = self._spelling.place
             text.append(self._spelling.push(each.id))
             if self._scored:
-                begins = place - self._lead
-                self._pending.append(Placed(each, max(0, begins), max(0, -begins)))
-        return Piece(self.index, "".join(text), self._certain())
+                self._pending.append((each, place))
+        return Piece(self.index, "".join(text), self._certain(self._spelling.given))
 
-    def _certain(self) -> list[Placed]:
-        """Return the tokens whose text has been given; the last ones may still be part of a stop string."""
-        given, certain = self._spelling.given - self._lead, list[Placed]()
-        while self._pending and self._pending[0].place < given:
-            certain.append(self._pending.popleft())
+    def _certain(self, given: float) -> list[Placed]:
+        """Return the tokens that begin before so many characters; the last ones may still be part of a stop string."""
+        led, certain = len(self._lead) if self._spelling.led else 0, list[Placed]()
+        while self._pending and self._pending[0][1] < given:
+            drawn, place = self._pending.popleft()
+            certain.append(Placed(drawn, max(0, place - led), max(0, led - place)))
         return certain
 
     def _last(self) -> Piece:
@@ -137,11 +138,11 @@ class Answering:
             raise ApiError(503, "the server is shutting down", code="shutting_down")
         if self._spelling.stopped:
             self.finish_reason = "stop"
-            return Piece(self.index, "", self._certain(), "stop")
+            return Piece(self.index, "", self._certain(self._spelling.given), "stop")
         reason = self.stream.finish_reason
         self.finish_reason = "stop" if reason == "stop" else "length"
         text = self._spelling.flush()
-        return Piece(self.index, text, [*self._certain(), *self._pending], self.finish_reason)
+        return Piece(self.index, text, self._certain(math.inf), self.finish_reason)
 
     @property
     def seconds(self) -> float:
