@@ -174,6 +174,14 @@ def test_through_a_link_the_target_rotates(place: Path) -> None:
     assert (place.parent / "real" / "chat.log.1").read_text() == FIRST
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/null"), reason="no such device here")
+def test_a_device_takes_records_and_stays_what_it_is() -> None:
+    log = ChatLog(Path("/dev/null"), largest=10)
+    for _ in range(3):
+        log.write("When?", "At 9.", 0.5, 4)
+    assert not log.missing and not Path("/dev/null").is_file()
+
+
 @pytest.mark.parametrize("name", ["none/app.log", ".", "a\0b"])
 def test_a_place_that_cannot_be_written_is_said_at_once(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="log_prompts: .*: expected a file that can be written"):

@@ -9,11 +9,16 @@ import os
 import re
 import shlex
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from helpers_cli import ROOT, TEXT, environment, invoke, rows, signals_in_step
@@ -164,9 +169,17 @@ def left(condition: Callable[[dict[str, Any]], bool]) -> Check:
     return lambda seen: condition(seen.names)
 
 
-def json_answer(seen: Seen) -> bool:
-    row = json.loads(seen.out)
-    return bool(row["answer"]) and row["new_tokens"] > 0 and row["seconds"] > 0
+def serves(seen: Seen) -> bool:
+    """A page and one answer came from a server that then ended when it was told to."""
+    return seen.out.startswith("<!doctype html>") and "stopped" in seen.err
+
+
+def logged(seen: Seen) -> bool:
+    """The question that the server was asked, and the answer, are the last record of app.log."""
+    record = (seen.folder / "app.log").read_text("utf-8").removesuffix("\n" * 4).split("\n" * 4)[-1]
+    answer = json.loads(seen.out.splitlines()[-1])["choices"][0]["message"]["content"]
+    beginning = "Question: Hello\nAnswer: " + "\n  ".join(answer.splitlines())
+    return bool(re.fullmatch(rf"{re.escape(beginning)}\nInference latency: [\d.]+ sec\nToken per sec: [\d.]+", record))
 
 
 def cleared(seen: Seen) -> bool:
@@ -281,7 +294,12 @@ DELL: dict[str, Check] = {
     'gpt2chat chat medical.pt -p "Hello" -d auto': answers(),
     'HF_TOKEN=hf_abc123def gpt2chat chat gpt2 -p "Hello"': lambda seen: answers()(seen) and "hf_abc" not in seen.err,
     "gpt2chat chat medical.pt -t 0": talk(temperature="0"),
-    'gpt2chat chat medical.pt -p "Hello" --json': json_answer,
+    "gpt2chat serve --config config.yml": (
+        lambda seen: serves(seen) and "128 wide" in seen.err and logged(seen) and "; float32" in seen.err
+    ),
+    "gpt2chat serve medical.pt --port 12345": serves,
+    "gpt2chat serve medical.pt --log_prompts app.log": lambda seen: serves(seen) and logged(seen),
+    "gpt2chat serve --config config.yml --print_client curl": says("http://127.0.0.1:7861/v1", "checkpoint1"),
 }
 RUN1 = "runs/mid/run1/model.pt"
 SIMPLE: dict[str, Check] = {
@@ -480,6 +498,9 @@ def write_data(folder: Path) -> None:
     (folder / "dataset.json").write_text("\n".join(map(json.dumps, medical)))
     tasks = [{"instruction": f"Add {n} and 1.", "input": "", "output": f"{n + 1}"} for n in range(12)]
     (folder / "instruction-data.json").write_text(json.dumps(tasks))
+    (folder / ".env").write_text("TRAINING_DIR=./training\n")
+    arguments = '  model_path: "run1/checkpoint1"\n  data_type: "torch.float32"\n  port: 7861\n'
+    (folder / "config.yml").write_text(f'chatbot_args:\n{arguments}other_args:\n  hf_token: ""\n')
     settings = 'model = "gpt2"\ntext_file = ["notes.txt"]\nmax_length = 64\nepochs = 2\nlearning_rate = 3e-5\n'
     (folder / "finetune.toml").write_text(settings)
 
@@ -532,11 +553,41 @@ def run(row: Row, folder: Path, names: dict[str, Any], programs: Programs) -> Se
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(row.here, names)
         return Seen(folder, names, Outcome(0, out.getvalue(), ""))
+    if row.here.startswith("gpt2chat serve") and "--print_client" not in row.here:
+        return Seen(folder, names, served_once(shlex.split(row.here), folder))
     line, _, source = row.here.partition(" < ")
     words = shlex.split(line)
     extra = dict([words.pop(0).split("=", 1)]) if "=" in words[0] else {}
     stdin = (folder / source).read_text() if source else f"{ASKED}/show\nquit\n"
     return Seen(folder, names, programs.run(words, folder, stdin, **extra))
+
+
+def served_once(words: list[str], folder: Path) -> Outcome:
+    """Start a server, read its page, ask it one thing, and end it; standard output is page and answer."""
+    with socket.socket() as probe:  # the port of the page may be taken on this machine
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    words = [*words[1:], *([] if "--port" in words else ["--port", port])]
+    words[words.index("--port") + 1] = port
+    log = folder / "stderr"
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "gpt2chat", *words], cwd=folder, env=environment(), stderr=file
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while "All workers initialized!" not in log.read_text() and server.poll() is None:
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.05)
+            assert f":{port} is open" in log.read_text(), log.read_text()
+            body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
+            page = httpx.get(f"http://127.0.0.1:{port}/").text
+            answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60).text
+            server.terminate()
+            return Outcome(server.wait(30), f"{page}\n{answer}", log.read_text())
+        finally:
+            server.kill()
+            server.wait()
 
 
 def follow(section: str, folder: Path, programs: Programs) -> None:

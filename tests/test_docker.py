@@ -144,13 +144,13 @@ def test_the_container_can_do_little(name: str) -> None:
     service = COMPOSE["services"][name]
     assert service["read_only"] is True and service["init"] is True and service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"] and service["tmpfs"] == ["/tmp"]
-    mounts = dict(
-        volume.rsplit(":", 2)[0:2] if volume.endswith(":ro") else volume.split(":") for volume in service["volumes"]
-    )
-    written = {target for source, target in mounts.items() if source in COMPOSE["volumes"]}
+    binds = [mount for mount in service["volumes"] if isinstance(mount, dict)]
+    short = [mount.split(":") for mount in service["volumes"] if isinstance(mount, str)]
     made = next(step.text for step in FINAL if step.name == "RUN" and "chown" in step.text)
+    written = {target for source, target, *_ in short if source in COMPOSE["volumes"]}
     assert written == set(made.partition("1000:1000 ")[2].split())
-    assert all(volume.endswith(":ro") for volume in service["volumes"] if volume.startswith((".", "$")))
+    assert [mount[1:] for mount in short if mount[0] not in COMPOSE["volumes"]] == [["/service", "ro"]]
+    assert [(mount["target"], mount["read_only"]) for mount in binds] == [("/models", True)]
 
 
 def test_the_gpu_service_differs_in_torch_and_in_its_devices() -> None:
@@ -294,4 +294,5 @@ def test_on_all_addresses_it_starts_with_a_key_or_not_at_all(room: Room) -> None
         assert healthy(room, port, process), (room.root / "stderr").read_text()
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=30)
+        refused.value.close()
         assert refused.value.code == 401

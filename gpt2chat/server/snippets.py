@@ -27,7 +27,7 @@ def snippet(kind: str, url: str, model: str, key: bool) -> str:
     """
     if kind not in KINDS:
         raise ConfigError(f"print_client: expected one of {', '.join(KINDS)}, got {kind!r}")
-    return KINDS[kind](f"{url.rstrip('/')}/v1", model, key).strip() + "\n"
+    return KINDS[kind](f"{url.rstrip('/')}/v1", model, key).strip()
 
 
 def _python(base: str, model: str, key: bool) -> str:
