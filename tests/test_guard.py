@@ -364,6 +364,14 @@ def test_bodies_are_bounded_announced_or_not() -> None:
     assert ask(guard, "GET", "/", JSON, b"x" * 1001).status_code == 413
     assert ask(guard, "POST", "/", [*JSON, ("content-length", "9" * 30)]).status_code == 400
     assert len(app.served) == 2
+    scope = scope_of("/", method="POST")
+    scope["headers"] += [(b"content-length", b"1001"), (b"content-type", b"application/json")]
+    assert run_raw(guard, scope, {"type": "http.disconnect"})[0]["status"] == 413, "refused before it is sent"
+
+
+def test_after_a_body_nobody_read_the_connection_ends() -> None:
+    response = ask(Guard(App(), Policy(keys=KEYS), Limits()), "POST", "/", JSON, b"{}")
+    assert (response.status_code, response.headers["connection"]) == (401, "close")
 
 
 def test_a_body_that_does_not_come_is_not_waited_for() -> None:

@@ -194,6 +194,15 @@ def test_an_idle_connection_is_closed_and_a_used_one_is_not(running: Running) ->
         assert time.monotonic() - start < 2
 
 
+def test_small_answers_are_sent_at_once(running: Running) -> None:
+    with running.connect() as client:
+        start = time.monotonic()
+        for _ in range(40):
+            client.sendall(GET)
+            assert status(read_one(client)) == 200
+    assert time.monotonic() - start < 1, "40 ms each: the second part waits until the first is acknowledged"
+
+
 POST = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
@@ -279,6 +288,8 @@ def test_waiting_clients_make_room_for_new_ones(running: Running) -> None:
     with running.connect(GET) as honest:
         assert status(read_one(honest)) == 200
     assert running.connections() <= QUICK.connections
+    assert select.select([held[0]], [], [], WHOLE_S)[0], "the oldest went first"
+    assert not select.select([held[-1]], [], [], 0)[0]
     for client in (used, *held):
         client.close()
 

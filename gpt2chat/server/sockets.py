@@ -25,6 +25,8 @@ from gpt2chat.server.faults import ApiError
 from gpt2chat.server.limits import Limits
 from gpt2chat.server.names import loopback as loopback
 
+QUEUE = 2048  # connections that the system holds until they are accepted
+AT_ONCE = 16  # of them are accepted before others are read again: a flood shall not evict those it has not yet heard
 SPARE_FILES = 128  # besides the connections: the checkpoint, logs, libraries
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # what a browser on this machine can open
 
@@ -68,14 +70,15 @@ def listen(host: str, port: int) -> Door:
 
 def open_socket(family: int, address: str, port: int) -> socket.socket:
     """Return a socket that listens on one address."""
-    made = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends small parts at once (TCP_NODELAY) only if the protocol is named
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if sys.platform != "win32":  # where it would let two servers share a port
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.bind((address, port))
-        made.listen(2048)
+        made.listen(QUEUE)
         made.setblocking(False)
     except OSError:
         made.close()
@@ -131,6 +134,7 @@ class Connection(H11Protocol):
         self.left = 0  # bytes not yet taken by the client
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection in, for which another may have to go."""
         if len(self.connections) >= self.limits.connections and not self.evict():
             self.transport = transport
             transport.write(raw(ApiError(503, "all connections are busy: try again", headers={"retry-after": "2"})))
@@ -141,6 +145,7 @@ class Connection(H11Protocol):
         self.watch_header()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the deadlines of a connection that is gone."""
         self.unwatch_header()
         self.unwatch_stall()
         super().connection_lost(exc)
@@ -160,6 +165,7 @@ class Connection(H11Protocol):
         return True
 
     def data_received(self, data: bytes) -> None:
+        """Read on, and see whether a header is still under way."""
         super().data_received(data)
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             if self.header_timer is None:
@@ -168,6 +174,7 @@ class Connection(H11Protocol):
             self.unwatch_header()
 
     def on_response_complete(self) -> None:
+        """Wait for the next request."""
         self.since = self.loop.time()
         super().on_response_complete()
 
@@ -207,10 +214,12 @@ class Connection(H11Protocol):
             self.cycle.disconnected = True  # what the app still sends must not follow
 
     def pause_writing(self) -> None:
+        """Hear from asyncio that the client does not take what it is sent."""
         super().pause_writing()
         self.watch_stall()
 
     def resume_writing(self) -> None:
+        """Hear from asyncio that the client has taken all."""
         self.unwatch_stall()
         super().resume_writing()
 
@@ -233,6 +242,7 @@ class Connection(H11Protocol):
             self.transport.abort()
 
     def shutdown(self) -> None:
+        """End an idle connection, or let it end after its answer."""
         try:
             super().shutdown()
         except h11.LocalProtocolError:  # after an answer that broke off
@@ -253,17 +263,22 @@ class Server(uvicorn.Server):
         self.received: signal.Signals | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept, and say so."""
         self.loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(QUEUE)  # asyncio takes one number for both
         if self.started:
             self.on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting, wait for what runs, cut what is left."""
         self.drain()
         await super().shutdown(sockets)
         self.abort()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal: the first ends in good order, SIGINT after it at once."""
         self.force_exit = self.force_exit or (self.should_exit and sig == signal.SIGINT)
         self.received = self.received or signal.Signals(sig)
         self.stop()
@@ -293,6 +308,7 @@ def configure(app: ASGIApp, limits: Limits) -> uvicorn.Config:
         app,
         http=cast(Any, functools.partial(Connection, limits)),
         ws="none",
+        backlog=AT_ONCE,
         loop="asyncio",
         log_config=None,
         log_level="critical",
