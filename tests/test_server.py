@@ -240,9 +240,10 @@ def test_a_wrong_field_is_named(server: Served, body: dict[str, Any], param: str
     assert "detail" not in response.json()
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"messages": NaN, "prompt": NaN}', b'{"messages":"\\ud800"}', b"[" * 9999, b"\0"]
-)
+NO_OBJECTS = [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"messages":"\\ud800"}', b"[" * 9999, b"\0", b'{"prompt": NaN}']
+
+
+@pytest.mark.parametrize("body", NO_OBJECTS)
 def test_a_body_that_is_no_json_object_is_400(server: Served, body: bytes) -> None:
     for path in ("/v1/chat/completions", "/v1/completions", "/chat/completions", "/explain", "/feedback"):
         headers = {"content-type": "application/json"}
