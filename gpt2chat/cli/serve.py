@@ -102,6 +102,7 @@ def serve_command(checkpoint: str | None, client: str | None, **options: Any) ->
     name = named(checkpoint, options["source"], options["model_tag"], options["step"])
     workers, settings = _workers(name, policy, options), _settings(name, options)
     choices = workers.choices(lambda line: say(f"note: {line}"))
+    service = Service(settings, workers.count)
     door = listen(options["host"], options["port"])
     places = f"{len(choices)} GPUs" if choices[0].device.type == "cuda" else f"1 worker on {choices[0].device}"
 
@@ -109,7 +110,7 @@ def serve_command(checkpoint: str | None, client: str | None, **options: Any) ->
         say(f"{url} is open{', the API at ' + url + '/v1' if url else ''}; Ctrl-C ends it")
         say(f"Initializing worker pool with {places}...")
 
-    running = Running(Service(settings, workers.count), workers, policy, say)
+    running = Running(service, workers, policy, say)
     received = running.serve(door, choices, listening)
     say("stopped")
     sys.exit(128 + received if received == signal.SIGINT else 0)

@@ -52,9 +52,10 @@ class Service:
     """Asks the engine on behalf of clients. All methods but `open` belong to the event loop."""
 
     def __init__(self, settings: Settings, workers: int = 1) -> None:
+        """Raises ConfigError for files that cannot be written."""
         self.settings, self.workers = settings, workers
         self.tokenizer, self.figures, self.pace = Tokenizer.gpt2(), Figures(self), Pace()
-        self.feedback = Feedback(settings.feedback, settings.model) if settings.feedback else None
+        self.feedback = _feedback(settings.feedback, settings.model) if settings.feedback else None
         self._feedback_lock, self.created = threading.Lock(), int(time.time())
         self.chat_log = ChatLog(settings.chat_log) if settings.chat_log else None
         self.engine: Fleet | None = None
@@ -233,6 +234,13 @@ class Service:
             "feedback": self.feedback is not None,
             "limits": nanochat.LIMITS,
         }
+
+
+def _feedback(path: Path, model: str) -> Feedback:
+    """Return what keeps judged answers; raises ConfigError for a place that nothing can be written to."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(f"feedback: expected a file in a folder that is there, got {path}")
+    return Feedback(path, model)
 
 
 def too_long(message: str) -> ApiError:
