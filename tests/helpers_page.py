@@ -142,7 +142,7 @@ def application(stub: Stub, page: Path = PAGE) -> Starlette:
         stub.asked.append(body := await request.json())
         if stub.refusal is not None:
             status, content, fields = stub.refusal
-            return JSONResponse(content, status, fields)
+            return JSONResponse(content, status, fields) if content else Response("", status, fields)
         return StreamingResponse(pieces(stub, body["messages"]), media_type="text/event-stream")
 
     async def explain(request: Request) -> Response:
@@ -152,7 +152,7 @@ def application(stub: Stub, page: Path = PAGE) -> Starlette:
         found = []
         for number, token in enumerate(tokens_of(body["messages"][-1]["content"])):
             others = [{"token": f" other{n}", "logprob": -2.0 - n} for n in range(5)]
-            found.append({"token": token, "logprob": -0.6 * (number % 6), "rank": 1, "top_logprobs": others})
+            found.append({"token": token, "logprob": -0.9 * (number % 6), "rank": 1, "top_logprobs": others})
         return JSONResponse({"tokens": found})
 
     async def feedback(request: Request) -> Response:
