@@ -198,7 +198,7 @@ def _print_client(client: str, name: str, key: bool, options: dict[str, Any]) ->
 
     host = options["host"] if options["host"] not in ("0.0.0.0", "::") else "127.0.0.1"
     url = f"http://{f'[{host}]' if ':' in host else host}:{options['port']}"
-    click.echo(snippet(client, url, served_name(name), key))
+    click.echo(snippet(client, url, served_name(name), key), nl=False)
 
 
 class _Lines(logging.Handler):

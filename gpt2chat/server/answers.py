@@ -99,9 +99,10 @@ class Answering:
                 piece = self._piece(self.stream.take())
                 if self._spelling.stopped:
                     self.stream.cancel()
-                    break
                 if piece.text or piece.tokens:
                     yield piece
+                if self._spelling.stopped:
+                    break
                 if seconds := self._pace.seconds():
                     await asyncio.sleep(seconds)
             yield self._last()
@@ -138,7 +139,7 @@ class Answering:
             raise ApiError(503, "the server is shutting down", code="shutting_down")
         if self._spelling.stopped:
             self.finish_reason = "stop"
-            return Piece(self.index, "", self._certain(self._spelling.given), "stop")
+            return Piece(self.index, self._spelling.flush(), self._certain(self._spelling.given), "stop")
         reason = self.stream.finish_reason
         self.finish_reason = "stop" if reason == "stop" else "length"
         text = self._spelling.flush()

@@ -245,7 +245,9 @@ def _feedback(path: Path, model: str) -> Feedback:
 
 def too_long(message: str) -> ApiError:
     """Return what a client is told of a prompt that does not fit."""
-    return ApiError(400, message, param="messages", code="context_length_exceeded")
+    message = message.replace("max_new_tokens", "max_tokens")  # as requests name it
+    param = "prompt" if message.startswith("prompt:") else "messages"
+    return ApiError(400, message, param=param, code="context_length_exceeded")
 
 
 def served_name(name: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from gpt2chat.explanation import Speller
 from gpt2chat.server.answers import Answering, Placed
 from gpt2chat.server.names import fresh
+from gpt2chat.streams import Drawn
 from gpt2chat.version import __version__
 
 DONE = b"data: [DONE]\n\n"
@@ -57,6 +58,12 @@ def usage(answers: Iterable[Answering], prompts: int = 1) -> dict[str, Any]:
     }
 
 
+def _own(drawn: Drawn) -> list[tuple[int, float]]:
+    """Return the likeliest tokens of a place, and the one that stands there as the last if it is none of them."""
+    own = drawn.logprob is not None and all(token != drawn.id for token, _ in drawn.top)
+    return [*drawn.top, *([(drawn.id, drawn.logprob)] if own and drawn.logprob is not None else [])]
+
+
 class Scores:
     """Log-probabilities in the two forms of OpenAI's API."""
 
@@ -81,7 +88,7 @@ class Scores:
     def text(self, tokens: Sequence[Placed]) -> dict[str, Any]:
         """Return those of a text's chunk or choice; a first token of all, which nothing predicts, has none."""
         spell = self._speller.text
-        tops = [{spell(token): value for token, value in each.drawn.top} or None for each in tokens]
+        tops = [{spell(token): value for token, value in _own(each.drawn)} or None for each in tokens]
         return {
             "tokens": [spell(each.drawn.id) for each in tokens],
             "token_logprobs": [each.drawn.logprob for each in tokens],
