@@ -24,8 +24,8 @@ check: .venv/check
 	touch $@
 
 .venv/core: .venv/pip setup.cfg constraints.txt
-	@echo "installing torch and five small packages into .venv: a few minutes the first time"
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[chat]"
+	@echo "installing torch and a few small packages into .venv: a few minutes the first time"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[chat,serve]"
 	touch $@
 
 .venv/test .venv/check: .venv/%: .venv/pip setup.cfg constraints.txt

@@ -1,9 +1,15 @@
-"""What tests share that need a server: the real application, guard and sockets in a thread of the test."""
+"""What tests share that need a server: the real one in a thread of the test, or as a program."""
 
 from __future__ import annotations
 
 import asyncio
+import re
+import signal
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from helpers_cli import environment
 
 from gpt2chat import pretrained
 from gpt2chat.decoding import choose, open_model
@@ -80,3 +87,49 @@ def served(
         door.close()
         engine.close()
         assert not thread.is_alive()
+
+
+class Program:
+    """A running `gpt2chat serve`."""
+
+    def __init__(self, *args: str, folder: Path, **extra: str) -> None:
+        command = [sys.executable, "-m", "gpt2chat", "serve", *args]
+        self._said = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - as long as the program
+        self.process = subprocess.Popen(command, cwd=folder, env=environment(**extra), stderr=self._said)
+
+    @property
+    def said(self) -> str:
+        self._said.seek(0)
+        return self._said.read()
+
+    def until(self, words: str) -> str:
+        """Wait until these words come; return all that was said."""
+        end = time.monotonic() + 60
+        while words not in self.said:
+            assert time.monotonic() < end and self.process.poll() is None, self.said
+            time.sleep(0.02)
+        return self.said
+
+    @property
+    def url(self) -> str:
+        found = re.search(r"http://\S+", self.until("All workers initialized!"))
+        assert found
+        return found[0]
+
+    def close(self) -> None:
+        self._said.close()
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+@contextmanager
+def program(*args: str, folder: Path, **extra: str) -> Iterator[Program]:
+    running = Program(*args, folder=folder, **extra)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+        running.close()

@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
+from helpers_server import program
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -53,8 +55,22 @@ def test_there_are_commands_to_run() -> None:
 @pytest.mark.slow
 def test_commands_run_in_their_order(folder: Path) -> None:
     for line in commands():
+        if line.startswith("gpt2chat serve ") and "--print_client" not in line:
+            serve(shlex.split(line)[2:], folder)
+            continue
         result = run(interpreter(line), folder)
         assert result.returncode == 0, (line, result.stderr)
+
+
+def serve(options: list[str], folder: Path) -> None:
+    """Serve as the README does, but on a free port; ask for the page, and what its curl line asks."""
+    (asked,) = [block for block in blocks("bash") if block.startswith("curl ")]
+    with program(*options, "--port", "0", folder=folder) as running:
+        assert httpx.get(running.url).text.startswith("<!doctype html>")
+        command = shlex.split(asked.replace("http://127.0.0.1:8000", running.url).replace("\\\n", " "))
+        answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        assert "gpt2chat" in answer["choices"][0]["message"]["content"]
+        assert running.end() == 0
 
 
 @pytest.mark.slow

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,58 +15,13 @@ import pytest
 pytest.importorskip("uvicorn")
 
 import httpx  # noqa: E402
-from helpers_cli import environment, invoke, save_tiny  # noqa: E402
+from helpers_cli import invoke, save_tiny  # noqa: E402
+from helpers_server import program  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("command") / "my model.pt")
-
-
-class Program:
-    """A running `gpt2chat serve`."""
-
-    def __init__(self, *args: str, folder: Path, **extra: str) -> None:
-        command = [sys.executable, "-m", "gpt2chat", "serve", *args]
-        self._said = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - as long as the program
-        self.process = subprocess.Popen(command, cwd=folder, env=environment(**extra), stderr=self._said)
-
-    @property
-    def said(self) -> str:
-        self._said.seek(0)
-        return self._said.read()
-
-    def until(self, words: str) -> str:
-        """Wait until these words come; return all that was said."""
-        end = time.monotonic() + 60
-        while words not in self.said:
-            assert time.monotonic() < end and self.process.poll() is None, self.said
-            time.sleep(0.02)
-        return self.said
-
-    @property
-    def url(self) -> str:
-        found = re.search(r"http://\S+", self.until("All workers initialized!"))
-        assert found
-        return found[0]
-
-    def close(self) -> None:
-        self._said.close()
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(30)
-
-
-@contextlib.contextmanager
-def program(*args: str, folder: Path, **extra: str) -> Iterator[Program]:
-    running = Program(*args, folder=folder, **extra)
-    try:
-        yield running
-    finally:
-        running.process.kill()
-        running.process.wait()
-        running.close()
 
 
 def test_it_opens_says_so_answers_and_ends(tiny: Path, tmp_path: Path) -> None:

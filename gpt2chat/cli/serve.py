@@ -214,6 +214,6 @@ def _log_to_stderr() -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     for name, level in (("gpt2chat.server", logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
-        logger.addHandler(handler)
+        logger.handlers = [handler]
         logger.setLevel(level)
         logger.propagate = False
