@@ -44,6 +44,7 @@ def application(service: Service, lifespan: Lifespan | None = None) -> Starlette
         "/stats": endpoints.stats,
         "/metrics": endpoints.metrics,
         "/settings": endpoints.settings,
+        "/openapi.json": endpoints.description,
         "/v1/models": endpoints.models,
         "/v1/models/{name:path}": endpoints.model,
     }

@@ -10,12 +10,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from gpt2chat.errors import GPT2ChatError
+from gpt2chat.server import openapi
 from gpt2chat.server.answers import Answering, Placed, Question
 from gpt2chat.server.exchange import Exchange
 from gpt2chat.server.faults import ApiError
 from gpt2chat.server.nanochat import NanochatRequest, parse_nanochat
 from gpt2chat.server.protocol import ChatRequest, CompletionRequest, ExplainRequest, FeedbackRequest, parse
-from gpt2chat.server.replies import unless_left
+from gpt2chat.server.replies import at_leaving, unless_left
 from gpt2chat.server.service import Service
 from gpt2chat.server.shapes import ChatShape, Echo, NanochatShape, TextShape
 from gpt2chat.server.wire import Scores
@@ -68,6 +69,7 @@ async def _chat(
     question = Question(prompt, config, stop, template.lead, logprobs, client_of(request), bool(wanted.ignore_eos))
     written = shape(service.settings.model, logprobs is not None, {"dropped_turns": dropped})
     answers = service.ask(question, wanted.n or 1)
+    at_leaving(request.scope, (answer.stream.cancel for answer in answers))
     exchange = Exchange(service, answers, written, messages)
     return await exchange.respond(request.receive, wanted.stream_options, streamed)
 
@@ -96,6 +98,7 @@ async def completion(request: Request) -> Response:
     except ApiError:
         service.leave(answers)
         raise
+    at_leaving(request.scope, (answer.stream.cancel for answer in answers))
     exchange = Exchange(service, answers, written)
     return await exchange.respond(request.receive, wanted.stream_options, bool(wanted.stream))
 
@@ -121,6 +124,7 @@ async def _echo(request: Request, ids: Sequence[int], logprobs: int | None) -> E
 async def _scores(request: Request, ids: Sequence[int], start: int, top: int) -> list[Drawn]:
     """Return how likely the model finds the ids from `start` on."""
     stream = service_of(request).score(ids, start, top, client_of(request))
+    at_leaving(request.scope, [stream.cancel])
     found = list[Drawn]()
     with stream:
         while await stream.wait():
@@ -197,3 +201,8 @@ async def metrics(request: Request) -> Response:
 async def settings(request: Request) -> Response:
     """GET /settings: what the page should know."""
     return JSONResponse(service_of(request).told())
+
+
+async def description(request: Request) -> Response:
+    """GET /openapi.json: the server, described for programs."""
+    return JSONResponse(openapi.document(service_of(request).names, client_of(request).startswith("key")))

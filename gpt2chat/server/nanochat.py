@@ -22,17 +22,17 @@ LIMITS = {
 }
 
 
-class _Loose(Model):
+class LooseMessage(Model):
     """A message whose role is checked later, with nanochat's words."""
 
     role: str
     content: str = ""
 
 
-class _Wanted(Sampling):
+class LooseRequest(Sampling):
     """The body as it comes; what has a limit of nanochat's is checked by `_check`."""
 
-    messages: list[_Loose]
+    messages: list[LooseMessage]
     temperature: float | None = None
     top_k: int | None = None
     max_tokens: int | None = None
@@ -51,12 +51,12 @@ class NanochatRequest(Sampling):
 
 def parse_nanochat(body: bytes) -> NanochatRequest:
     """Read a request; raises ApiError 400 with nanochat's words."""
-    wanted = parse(_Wanted, body)
+    wanted = parse(LooseRequest, body)
     _check(wanted)
     return NanochatRequest.model_validate(wanted.model_dump())
 
 
-def _check(wanted: _Wanted) -> None:
+def _check(wanted: LooseRequest) -> None:
     total = 0
     if not wanted.messages:
         raise ApiError(400, "At least one message is required", param="messages")

@@ -35,10 +35,20 @@ NOT_SERVED: dict[str, tuple[Any, ...]] = {
 }
 
 
+def whole(value: Any) -> Any:
+    """Return 8 for 8.0, which is the same number in JSON; other values as they are."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class Model(BaseModel):
     """Numbers are numbers, texts are texts: nothing is converted, unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        return whole(value)
 
 
 class StreamOptions(Model):
@@ -192,8 +202,9 @@ class CompletionRequest(Sampling):
     @classmethod
     def _prompts(cls, value: Any) -> Any:
         """Make a list of it: of texts, or of lists of ids."""
+        value = _wholes(value)
         several = isinstance(value, list) and not all(_is_id(entry) for entry in value)
-        prompts = value if several else [value]
+        prompts = list(map(_wholes, value)) if several else [value]
         if not all(
             isinstance(one, str) or (isinstance(one, list) and one and all(map(_is_id, one))) for one in prompts
         ):
@@ -209,6 +220,10 @@ class CompletionRequest(Sampling):
         if len(self.prompt) * (self.n or 1) > MOST_PROMPTS:
             raise ValueError(f"prompt: expected at most {MOST_PROMPTS} answers in one request")
         return self
+
+
+def _wholes(value: Any) -> Any:
+    return list(map(whole, value)) if isinstance(value, list) else value
 
 
 def _is_id(value: object) -> bool:

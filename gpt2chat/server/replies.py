@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 T = TypeVar("T")
+LEAVING, LEFT = "leaving", "left"  # in scope["state"]: what is called the moment the client leaves, and that it has left
 
 
 class ClientLeft(Exception):
     """The client closed the connection before its answer was there."""
+
+
+def at_leaving(scope: Scope, acts: Iterable[Callable[[], None]]) -> None:
+    """Have work ended at once when the client of a request leaves, or has left: tasks hear of it only some turns later."""
+    state = scope.setdefault("state", {})
+    state.setdefault(LEAVING, []).extend(acts)
+    if LEFT in state:
+        leave(scope)
+
+
+def leave(scope: Scope) -> None:
+    """End the work of a request whose client has left; the connection calls it."""
+    state = scope.setdefault("state", {})
+    state[LEFT] = True
+    for act in state.pop(LEAVING, ()):
+        act()
 
 
 async def unless_left(receive: Receive, work: Awaitable[T]) -> T:

@@ -24,6 +24,7 @@ from gpt2chat.errors import ConfigError
 from gpt2chat.server.faults import ApiError
 from gpt2chat.server.limits import Limits
 from gpt2chat.server.names import loopback as loopback
+from gpt2chat.server.replies import leave
 
 QUEUE = 2048  # connections that the system holds until they are accepted
 AT_ONCE = 16  # of them are accepted before others are read again: a flood shall not evict those it has not yet heard
@@ -148,6 +149,8 @@ class Connection(H11Protocol):
         """Forget the deadlines of a connection that is gone."""
         self.unwatch_header()
         self.unwatch_stall()
+        if self.cycle is not None and not self.cycle.response_complete:
+            leave(self.cycle.scope)
         super().connection_lost(exc)
 
     def waiting(self) -> bool:
