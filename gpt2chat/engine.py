@@ -91,6 +91,7 @@ class Engine:
         *,
         stop: Collection[int] = (),
         stop_strings: Iterable[str] = (),
+        lead: str = "",
         until: Callable[[int], bool] | None = None,
         client: str = "",
         realm: str = "",
@@ -99,10 +100,10 @@ class Engine:
     ) -> Stream:
         """Ask for an answer; it comes through the stream that is returned, without the id of `stop` that ends it.
 
-        The id that completes one of `stop_strings` is the last one. So is one for which `until`, called in the
-        engine's thread, returns True. Pages are shared with requests of the same `realm` only. `deadline` is in seconds
-        from now. With `logprobs` the stream's `take` tells how likely the model found each id, and so many likeliest
-        ones. Raises ContextError for a prompt that leaves no room for an answer or needs more memory than there is,
+        The id that completes one of `stop_strings` behind the `lead` of the answer is the last one. So is one for which
+        `until`, called in the engine's thread, returns True. Pages are shared with requests of the same `realm` only.
+        `deadline` is in seconds from now. With `logprobs` the stream's `take` tells how likely the model found each id,
+        and so many likeliest ones. Raises ContextError for a prompt that leaves no room for an answer or needs more memory than there is,
         ConfigError for ids that the model does not have, EngineFull when too many requests wait.
         """
         config = config or GenerationConfig()
@@ -112,7 +113,7 @@ class Engine:
             _check_number("logprobs", logprobs, 0, MOST_TOP)
         watches = [until] if until else []
         if strings := tuple(stop_strings):
-            watches.append(stop_watch(Tokenizer.gpt2().stream_decoder(), strings))
+            watches.append(stop_watch(Tokenizer.gpt2().stream_decoder(), strings, lead))
         draft = PromptLookup() if self._guess else None
         asked = (ids, config, limit, stop, watches, client, _time(deadline), draft)
         return Stream(self._enter(Request(0, *asked, realm=realm, top=logprobs)), self._cancel, self._dropped.append)

@@ -150,12 +150,14 @@ def checked(
 class StopFilter:
     """Cuts a stream of text at the first stop string and holds back what may become one.
 
-    `stopped` tells whether a stop string was met; nothing after it comes out.
+    `stopped` tells whether a stop string was met; nothing after it comes out. A text that opens with `lead` is not cut
+    within it.
     """
 
-    def __init__(self, stop: Iterable[str]) -> None:
+    def __init__(self, stop: Iterable[str], lead: str = "") -> None:
         self.stop = [string for string in stop if string]
         self.stopped = False
+        self._lead, self._led = lead, 0  # characters of the lead in what is held
         self._held = ""
 
     def push(self, text: str) -> str:
@@ -163,15 +165,23 @@ class StopFilter:
         if self.stopped:
             return ""
         self._held += text
-        found = [(at + len(string), at) for string in self.stop if (at := self._held.find(string)) >= 0]
+        if self._lead:
+            if len(self._held) < len(self._lead) and self._lead.startswith(self._held):
+                return ""
+            self._led, self._lead = len(self._lead) if self._held.startswith(self._lead) else 0, ""
+        found = [(at + len(string), at) for string in self.stop if (at := self._find(string)) >= 0]
         if found:  # the string that was complete first wins, however the text arrived
             self.stopped = True
             out, self._held = self._held[: min(found)[1]], ""
             return out
         keep = max((self._overlap(string) for string in self.stop), default=0)
         cut = len(self._held) - keep
-        out, self._held = self._held[:cut], self._held[cut:]
+        out, self._held, self._led = self._held[:cut], self._held[cut:], max(0, self._led - cut)
         return out
+
+    def _find(self, string: str) -> int:
+        """Return where a stop string begins that does not end within the lead; -1 for none."""
+        return self._held.find(string, max(0, self._led + 1 - len(string)))
 
     def flush(self) -> str:
         """Return what was held back when the stream ends without a stop string."""
@@ -231,7 +241,7 @@ class Spelling:
     """
 
     def __init__(self, decoder: StreamDecoder, stop: Iterable[str] | StopFilter, lead: str = "") -> None:
-        self._decoder, self._stops = decoder, stop if isinstance(stop, StopFilter) else StopFilter(stop)
+        self._decoder, self._stops = decoder, stop if isinstance(stop, StopFilter) else StopFilter(stop, lead)
         self._unlead = _LeadFilter(lead)
         self.place = self.given = 0
 
@@ -261,9 +271,9 @@ class Spelling:
         return self._unlead.push(text)
 
 
-def stop_watch(decoder: StreamDecoder, stop: Iterable[str]) -> Callable[[int], bool]:
-    """Return what tells, given the ids of an answer one by one, whether its text now holds a stop string."""
-    stops = StopFilter(stop)
+def stop_watch(decoder: StreamDecoder, stop: Iterable[str], lead: str = "") -> Callable[[int], bool]:
+    """Return what tells, given the ids of an answer one by one, whether its text behind `lead` has a stop string."""
+    stops = StopFilter(stop, lead)
 
     def watch(token: int) -> bool:
         stops.push(decoder.push(token))

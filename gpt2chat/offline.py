@@ -170,7 +170,7 @@ def answers(engine: Engine, rows: Iterable[Job], tokenizer: Tokenizer) -> Iterat
     waiting: deque[tuple[Job, Stream]] = deque()
     try:
         for job in rows:
-            stream = engine.submit(job.ids, job.config, stop=tokenizer.stop_ids, stop_strings=job.stop)
+            stream = engine.submit(job.ids, job.config, stop=tokenizer.stop_ids, stop_strings=job.stop, lead=job.lead)
             waiting.append((job, stream))
             if len(waiting) >= 2 * engine.streams:
                 yield _answer(*waiting.popleft(), tokenizer)

@@ -116,7 +116,7 @@ class StreamingReply(Iterator[str]):
         """
         self.answer, self.kv_cache = Answer(list(prompt), usage=Usage(len(prompt))), kv_cache
         # The generator knows the answer and not this object, so that dropping this object ends it at once.
-        self._pieces = _written(self.answer, source, decoder, StopFilter(stop), lead, at_end, judge)
+        self._pieces = _written(self.answer, source, decoder, StopFilter(stop, lead), lead, at_end, judge)
         self._turn = threading.RLock()  # one thread at a time computes a piece or ends the answer
 
     @property

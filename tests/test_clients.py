@@ -108,7 +108,7 @@ def test_stop_strings_cut_exactly(client: Any, temperature: float) -> None:
     drawn = {"temperature": temperature, "seed": 11}
     whole = said(client, **drawn)
     assert len(whole) > 30
-    for begin, length in ((2, 2), (7, 3), (len(whole) // 2, 6), (len(whole) - 1, 1), (0, 2)):
+    for begin, length in ((1, 1), (2, 2), (7, 3), (len(whole) // 2, 6), (len(whole) - 1, 1), (0, 2)):
         stop = whole[begin : begin + length]
         expected = whole[: whole.index(stop)]
         assert said(client, stop=stop, **drawn) == expected

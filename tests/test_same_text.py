@@ -88,10 +88,12 @@ def test_ten_prompts(server: Served, bot: GPT2Chatbot, temperature: float) -> No
         bot.reset()
         text = bot.chat(prompt, max_tokens=MOST, top_k=50, **asked(temperature, seed))
         assert everywhere(server, [prompt], None, **asked(temperature, seed)) == (text, 0)
+        texts.append(text)
+        if temperature and seed % 3:  # the others in a process of their own
+            continue
         flags = ("-t", temperature, "--seed", seed, "--max_tokens", MOST)
         out = invoke("chat", "demo", "-p", prompt, "--json", *flags).stdout
         assert json.loads(out)["answer"] == text
-        texts.append(text)
     assert len(set(texts)) > len(PROMPTS) // 2
 
 

@@ -157,6 +157,7 @@ class Service:
                 count,
                 stop=() if question.endless else self.tokenizer.stop_ids,
                 stop_strings=question.stop,
+                lead=question.lead,
                 logprobs=question.logprobs,
                 client="" if question.client == "local" else question.client,
                 realm=question.client,
