@@ -103,8 +103,8 @@ class Engine:
         The id that completes one of `stop_strings` behind the `lead` of the answer is the last one. So is one for which
         `until`, called in the engine's thread, returns True. Pages are shared with requests of the same `realm` only.
         `deadline` is in seconds from now. With `logprobs` the stream's `take` tells how likely the model found each id,
-        and so many likeliest ones. Raises ContextError for a prompt that leaves no room for an answer or needs more memory than there is,
-        ConfigError for ids that the model does not have, EngineFull when too many requests wait.
+        and so many likeliest ones. Raises ContextError for a prompt that leaves no room for an answer or needs more
+        memory than there is, ConfigError for ids that the model does not have, EngineFull when too many requests wait.
         """
         config = config or GenerationConfig()
         ids = self._ids(prompt)
