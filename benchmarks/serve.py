@@ -36,7 +36,7 @@ WORDS = [
     "music",
 ]
 QUESTIONS = [f"Tell me about {word}, part {n}." for n in range(6) for word in WORDS]
-NEW = 96
+NEW = 192
 CONTENT = re.compile(rb'"content":("(?:[^"\\]|\\.)*")')
 
 
@@ -52,24 +52,47 @@ def request(path: str, data: bytes) -> bytes:
     head = (
         f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
     )
-    return f"{head}Connection: close\r\n\r\n".encode() + data
+    return f"{head}\r\n".encode() + data
 
 
-async def ask(port: int, number: int) -> tuple[str, float, float]:
-    """Ask one question; return the answer, and the seconds to its first token and to its end."""
-    began = time.perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(request("/v1/chat/completions", body(number)))
-    parts, first = [], 0.0
-    while part := await reader.read(1 << 16):
-        first = first or time.perf_counter() - began
-        parts.append(part)
-    writer.close()
-    whole = b"".join(parts)
-    if b" 200 OK" not in whole[:20] or b"data: [DONE]" not in whole[-64:]:
-        raise RuntimeError(f"no whole answer: {whole[:200]!r} … {whole[-200:]!r}")
-    text = "".join(json.loads(content) for content in CONTENT.findall(whole))
-    return text, first, time.perf_counter() - began
+class Client:
+    """Asks one question after the other over one connection, as OpenAI's clients do."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, number: int) -> tuple[str, float]:
+        """Return the answer to a question, and the seconds to its first token."""
+        began = time.perf_counter()
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = self._streams
+        writer.write(request("/v1/chat/completions", body(number)))
+        whole, first = b"", 0.0
+        while part := await reader.read(1 << 16):
+            first = first or time.perf_counter() - began
+            whole += part
+            if whole.endswith(b"\r\n0\r\n\r\n"):
+                break
+        if b" 200 OK" not in whole[:20] or b"data: [DONE]" not in whole[-64:]:
+            self.close()
+            raise RuntimeError(f"no whole answer: {whole[:200]!r} … {whole[-200:]!r}")
+        return "".join(json.loads(content) for content in CONTENT.findall(whole)), first
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._streams:
+            self._streams[1].close()
+        self._streams = None
+
+
+async def answers(port: int) -> list[str]:
+    """Return the answer to each question, asked alone."""
+    client = Client(port)
+    found = [(await client.ask(number))[0] for number in range(len(QUESTIONS))]
+    client.close()
+    return found
 
 
 async def healthy(port: int, until: float) -> list[float]:
@@ -91,21 +114,23 @@ async def load(port: int, clients: int, seconds: float, alone: list[str]) -> dic
     until = time.perf_counter() + seconds
     firsts, wrong, errors, done = list[float](), [0], list[str](), [0]
 
-    async def client(number: int) -> None:
+    async def asking(number: int) -> None:
+        client = Client(port)
         while time.perf_counter() < until:
             number = (number + 7) % len(QUESTIONS)
             try:
-                text, first, _ = await ask(port, number)
+                text, first = await client.ask(number)
             except (RuntimeError, OSError) as error:
                 errors.append(str(error))
                 continue
             wrong[0] += text != alone[number]
             done[0] += 1
             firsts.append(first)
+        client.close()
 
     began = time.perf_counter()
     probe = asyncio.create_task(healthy(port, until))
-    await asyncio.gather(*map(client, range(clients)))
+    await asyncio.gather(*map(asking, range(clients)))
     took, health = time.perf_counter() - began, sorted(await probe)
     print(*errors[:3], sep="\n", file=sys.stderr)
     return {
@@ -126,9 +151,9 @@ async def slow_sockets(port: int, count: int, rounds: int) -> dict[str, float]:
     """Measure the time to the first token with and without sockets that send a byte now and then, in turn."""
 
     async def firsts() -> list[float]:
-        found = []
-        for number in range(20):
-            found.append((await ask(port, number % len(QUESTIONS)))[1])
+        client = Client(port)
+        found = [(await client.ask(number))[1] for number in range(20)]
+        client.close()
         return found
 
     async def trickle(writers: list[asyncio.StreamWriter]) -> None:
@@ -243,7 +268,7 @@ def main() -> None:
     before = run_worker(__file__, *baseline)["tok_s"]
     options = ("--max_concurrent", str(arguments.streams), "--max_queue", str(arguments.clients))
     with server(arguments.model, *options) as (port, pid):
-        alone = [asyncio.run(ask(port, number))[0] for number in range(len(QUESTIONS))]
+        alone = asyncio.run(answers(port))
         started = resident_mb(pid)
         found = asyncio.run(load(port, arguments.clients, arguments.seconds, alone))
         grown = resident_mb(pid)
