@@ -70,6 +70,7 @@ def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @door_options
 @click.option("--max_concurrent", type=click.IntRange(1), default=32, help="Answers at a time, per worker.")
 @click.option("--max_queue", type=click.IntRange(0), default=256, help="Requests that may wait; the next is refused.")
+@click.option("--max_wait", type=click.FloatRange(0.1), default=60.0, help="Seconds that a request waits at most.")
 @click.option("--feedback", type=FILE, help="Where the page's thumbs keep conversations to train on, .jsonl.")
 @click.option(
     "--log_prompts", type=FILE, is_flag=False, flag_value="app.log", help="Keep questions and answers in a file."
@@ -174,6 +175,7 @@ def _settings(name: str, options: dict[str, Any]) -> Settings:
     from gpt2chat.cli.chat.teaching import read_pairs
     from gpt2chat.formats.rows import pairs_to_messages
     from gpt2chat.sampling import GenerationConfig
+    from gpt2chat.server.limits import Limits
     from gpt2chat.server.service import Settings, served_name
     from gpt2chat.templates import template_named
 
@@ -189,6 +191,7 @@ def _settings(name: str, options: dict[str, Any]) -> Settings:
         config.max_length if config else None,
         options["feedback"],
         options["log_prompts"] or (config.log if config else None),
+        Limits(queue_s=options["max_wait"]),
     )
 
 

@@ -134,7 +134,7 @@ class Answering:
     def _last(self) -> Piece:
         """Return the last piece; raises ApiError for an answer that the server had to end."""
         if self._ended == "late":
-            raise ApiError(503, "the queue is too long: the answer did not begin in time; try again later")
+            raise late()
         if self._ended == "shutdown":
             raise ApiError(503, "the server is shutting down", code="shutting_down")
         if self._spelling.stopped:
@@ -149,6 +149,12 @@ class Answering:
     def seconds(self) -> float:
         """How long it has taken so far."""
         return time.perf_counter() - self.began
+
+
+def late() -> ApiError:
+    """Return what a client is told whose request waited too long."""
+    message = "the queue is too long: the answer did not begin in time; try again later"
+    return ApiError(503, message, code="queue_timeout", headers={"retry-after": "5"})
 
 
 async def merged(answers: Sequence[Answering]) -> AsyncGenerator[Piece, None]:

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from gpt2chat.errors import GPT2ChatError
 from gpt2chat.server import openapi
-from gpt2chat.server.answers import Answering, Placed, Question
+from gpt2chat.server.answers import Answering, Placed, Question, late
 from gpt2chat.server.exchange import Exchange
 from gpt2chat.server.faults import ApiError
 from gpt2chat.server.nanochat import NanochatRequest, parse_nanochat
@@ -130,7 +130,7 @@ async def _scores(request: Request, ids: Sequence[int], start: int, top: int) ->
         while await stream.wait():
             found += stream.take()
     if len(found) != len(ids) - start:
-        raise ApiError(503, "the queue is too long: the scores did not begin in time; try again later")
+        raise late()
     return found
 
 

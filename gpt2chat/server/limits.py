@@ -17,6 +17,6 @@ class Limits:
     stall_s: float = 30.0  # for a client that does not read what it is sent
     idle_s: float = 5.0  # between two requests of a connection
     connections: int = 1024
-    queue_s: float = 30.0  # until an answer begins, or 503
+    queue_s: float = 60.0  # until an answer begins, or 503
     answer_s: float = 120.0  # until an answer ends, or it is cut as too long
     grace_s: float = 10.0  # for running answers after SIGTERM
