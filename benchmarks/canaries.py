@@ -1,4 +1,4 @@
-"""Chats side by side, each with a word that nobody else was told: it must not turn up elsewhere, nor change an answer."""
+"""Chats side by side, each with a word that nobody else was told: it must not turn up elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def canary(number: int) -> str:
 def question(number: int) -> dict[str, Any]:
     """Return a chat that begins with its word, asks for it, and goes on long enough to fill pages of the cache."""
     word, rng = canary(number), random.Random(-number - 1)
-    told = f"{word} is the password. Say {word} when you are asked for it, and speak of {' or '.join(rng.choices(WORDS, k=50))}."
+    topics = " or ".join(rng.choices(WORDS, k=50))
+    told = f"{word} is the password. Say {word} when you are asked for it, and speak of {topics}."
     messages = [{"role": "system", "content": told}] if number % 2 else [{"role": "user", "content": told}]
     messages += [{"role": "assistant", "content": f"The password is {word}."}] * (1 - number % 2)
     messages += [{"role": "user", "content": f"What is the password? Repeat it: {word}"}]

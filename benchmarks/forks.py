@@ -85,6 +85,7 @@ def become(words: list[str], log: Path) -> None:
         log.with_suffix(".tasks").write_text(str(len(asyncio.all_tasks())))
 
     code: Any = 1
+    atexit._clear()  # what the parent wants done at its own end
     try:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
         signal.signal(signal.SIGUSR1, tell)
@@ -167,7 +168,8 @@ async def until_refused(fork: Fork, clients: int, new: tuple[int, int], after: f
 def sigterms(model: str, long_model: str, count: int, folder: Path, clients: int = 40) -> dict[str, Any]:
     """Stop servers under load; every tenth has answers that are longer than the grace.
 
-    What was under way or came later must end as whole answers, streams with their last event, 503 or refused connections.
+    What was under way or comes later must end as a whole answer, a stream with its last event, 503 or a refused
+    connection.
     """
     outcomes, wrong, took = Counter[str](), list[str](), list[float]()
     rng, log = random.Random(1), folder / "server.log"
@@ -201,7 +203,9 @@ async def many(port: int, count: int, clients: int = 32) -> Counter[str]:
             if kind < 0.6:
                 answer = await ask(port, CHAT, chat(rng, rng.randint(1, 30), stream=stream, n=rng.choice((1, 1, 2))))
             elif kind < 0.75:
-                answer = await ask(port, "/v1/completions", {"prompt": rng.choice(WORDS), "max_tokens": 5, "logprobs": 3})
+                answer = await ask(
+                    port, "/v1/completions", {"prompt": rng.choice(WORDS), "max_tokens": 5, "logprobs": 3}
+                )
             elif kind < 0.9:
                 answer = await ask(port, "/chat/completions", chat(rng, 8))
             else:
@@ -225,6 +229,15 @@ def memory(model: str, count: int, folder: Path) -> dict[str, Any]:
     start, tenth, end = held
     if end["rss_mb"] > 1.05 * tenth["rss_mb"]:
         wrong.append(f"memory grew from {tenth['rss_mb']} to {end['rss_mb']} MB")
-    wrong += [f"{n}: {start[n]} at first, {end[n]} at the end" for n in ("files", "threads", "tasks") if end[n] != start[n]]
+    wrong += [
+        f"{n}: {start[n]} at first, {end[n]} at the end" for n in ("files", "threads", "tasks") if end[n] != start[n]
+    ]
     wrong += [f"{number} answers were {status}" for status, number in statuses.items() if status not in ("200", "400")]
-    return {"requests": count, "statuses": dict(statuses), "at_first": start, "tenth": tenth, "end": end, "wrong": wrong}
+    return {
+        "requests": count,
+        "statuses": dict(statuses),
+        "at_first": start,
+        "tenth": tenth,
+        "end": end,
+        "wrong": wrong,
+    }

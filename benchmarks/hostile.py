@@ -1,8 +1,8 @@
 """The server among bad clients and bad luck: mutated bodies, clients that leave, signals, faults, and what it keeps.
 
-Each part is asked for with a count, as in `python benchmarks/hostile.py --fuzz 1000000 --disconnects 5000`, and prints one
-JSON line; a part that finds something wrong says so under "wrong", and the exit code is 1. `--model` takes any model;
-without it a tiny one with random weights is made, so that the server and not the network is what is busy.
+Each part is asked for with a count, as in `python benchmarks/hostile.py --fuzz 1000000 --disconnects 5000`, and prints
+one JSON line; a part that finds something wrong says so under "wrong", and the exit code is 1. `--model` takes any
+model; without it a tiny one with random weights is made, so that the server and not the network is what is busy.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ HEAD = "POST {} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\
 class Client(asyncio.Protocol):
     """A keep-alive connection that asks one thing after the other and reads each answer to its end."""
 
-    def __init__(self, ask: Callable[[], tuple[bytes, str] | None], told: Callable[[str, int, str, bytes], None]) -> None:
+    def __init__(
+        self, ask: Callable[[], tuple[bytes, str] | None], told: Callable[[str, int, str, bytes], None]
+    ) -> None:
         self.ask, self.told, self.done = ask, told, asyncio.get_running_loop().create_future()
         self.data, self.what, self.transport = bytearray(), "", None
 
@@ -164,7 +166,10 @@ def forked_part(name: str, count: int, model: str, folder: Path) -> dict[str, An
 PARTS: dict[str, tuple[str, Callable[[int, str, Path], dict[str, Any]]]] = {
     "sigterms": ("SIGTERM under load", lambda n, model, folder: forked_part("sigterms", n, model, folder)),
     "canaries": ("chats side by side", lambda n, model, folder: forked_part("canaries", n, model, folder)),
-    "requests": ("memory, files, threads and tasks", lambda n, model, folder: forked_part("requests", n, model, folder)),
+    "requests": (
+        "memory, files, threads and tasks",
+        lambda n, model, folder: forked_part("requests", n, model, folder),
+    ),
     "fuzz": ("mutated bodies", fuzz_part),
     "disconnects": ("clients that leave", lambda n, model, folder: inside_part("disconnect", n, folder)),
     "faults": ("exceptions in all layers", lambda n, model, folder: inside_part("fault_all", n, folder)),

@@ -49,10 +49,11 @@ class Visit:
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[Visit]]:
-    """Note all requests to servers of this process, and count the steps of the engine that still work for those who left.
+    """Note all requests to servers of this process, and count the engine's steps that still work for those who left.
 
-    A step counts when it begins after the socket's `connection_lost`, and one of the requests it computes is the
-    client's. `connection_lost` is the first that a server knows of a client that leaves.
+    A step counts when it begins after `connection_lost` of the socket did, and one of the requests it computes is the
+    client's. `connection_lost` is the first that a server knows of a client that leaves. On a machine that is busy with
+    other things the system may halt the server's thread right there, for as long as several steps take.
     """
     visits = list[Visit]()
     enter, call, lost, run = Engine._enter, Guard.__call__, Connection.connection_lost, Steps.run
@@ -94,7 +95,9 @@ def watched() -> Iterator[list[Visit]]:
 
 def question(rng: random.Random) -> tuple[str, dict[str, Any]]:
     """Return one of many different requests."""
-    words = " ".join(rng.choices(["river", "mill", "oats", "clock", "bread", "rye", "sea"], k=rng.choice((3, 3, 60, 250))))
+    words = " ".join(
+        rng.choices(["river", "mill", "oats", "clock", "bread", "rye", "sea"], k=rng.choice((3, 3, 60, 250)))
+    )
     kind, options = rng.random(), {"max_tokens": rng.choice((1, 4, 30, 100)), "ignore_eos": True, "seed": 1}
     if kind < 0.15:
         return "/v1/completions", {"prompt": [words, "a"], "stream": rng.random() < 0.5, **options}
@@ -151,7 +154,9 @@ async def disconnect(served: Served, count: int, clients: int = 32) -> dict[str,
         if getattr(stats, name) != getattr(start, name):
             wrong.append(f"{name}: {getattr(start, name)} before, {getattr(stats, name)} after")
     if served.service._running or served.service.pace.active:
-        wrong.append(f"{len(served.service._running)} answers are not accounted for, {served.service.pace.active} active")
+        wrong.append(
+            f"{len(served.service._running)} answers are not accounted for, {served.service.pace.active} active"
+        )
     wrong += [f"{many} clients left and {steps} steps worked for each" for steps, many in after.items() if steps > 1]
     return {
         "clients": count, "left": dict(places), "steps_after": {str(k): v for k, v in sorted(after.items())},

@@ -46,7 +46,14 @@ NEAR: dict[str, list[object]] = {
     "max_tokens": [1, 2, 3, 0],
     "logprobs": [True, False, 0, 5, 20, 21],
     "top_logprobs": [0, 20, 21],
-    "messages": [SAID * 3, ANSWERED, SAID * 501, [{"role": "developer", "content": "\u200d" * 40}, *SAID], [{}], SAID[0]],
+    "messages": [
+        SAID * 3,
+        ANSWERED,
+        SAID * 501,
+        [{"role": "developer", "content": "\u200d" * 40}, *SAID],
+        [{}],
+        SAID[0],
+    ],
     "prompt": ["", [""], [0], [50256], [50257], [[1], [2, 3]], ["a", [1]], [[]], "\ufffd\u202e", [2**31], ["a"] * 129],
 }
 RAW = [

@@ -219,9 +219,13 @@ class Reader(Generic[Item]):
     def __exit__(self, *_: Any) -> None:
         self.cancel()
 
-    def __del__(self) -> None:
-        self._request.cancelled = True  # without a lock: this may come in the middle of anything
+    def drop(self) -> None:
+        """Cancel without waiting for a lock; the engine hears of it at its next step."""
+        self._request.cancelled = True
         self._dropped(self._request)
+
+    def __del__(self) -> None:
+        self.drop()  # this may come in the middle of anything
 
     @property
     def finish_reason(self) -> FinishReason | None:

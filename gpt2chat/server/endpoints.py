@@ -69,7 +69,7 @@ async def _chat(
     question = Question(prompt, config, stop, template.lead, logprobs, client_of(request), bool(wanted.ignore_eos))
     written = shape(service.settings.model, logprobs is not None, {"dropped_turns": dropped})
     answers = service.ask(question, wanted.n or 1)
-    at_leaving(request.scope, (answer.stream.cancel for answer in answers))
+    at_leaving(request.scope, (answer.stream.drop for answer in answers))
     exchange = Exchange(service, answers, written, messages)
     return await exchange.respond(request.receive, wanted.stream_options, streamed)
 
@@ -98,7 +98,7 @@ async def completion(request: Request) -> Response:
     except ApiError:
         service.leave(answers)
         raise
-    at_leaving(request.scope, (answer.stream.cancel for answer in answers))
+    at_leaving(request.scope, (answer.stream.drop for answer in answers))
     exchange = Exchange(service, answers, written)
     return await exchange.respond(request.receive, wanted.stream_options, bool(wanted.stream))
 
@@ -124,7 +124,7 @@ async def _echo(request: Request, ids: Sequence[int], logprobs: int | None) -> E
 async def _scores(request: Request, ids: Sequence[int], start: int, top: int) -> list[Drawn]:
     """Return how likely the model finds the ids from `start` on."""
     stream = service_of(request).score(ids, start, top, client_of(request))
-    at_leaving(request.scope, [stream.cancel])
+    at_leaving(request.scope, [stream.drop])
     found = list[Drawn]()
     with stream:
         while await stream.wait():

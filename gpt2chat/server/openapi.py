@@ -116,10 +116,16 @@ EVENT: Schema = {"type": "object", "properties": {"data": {"type": "string", "mi
 
 
 def document(names: Sequence[str], keyed: bool) -> Schema:
-    """Return the description of a server that serves a model under `names`; with `keyed` it says that keys are needed."""
+    """Return the description of a server of a model with these names; with `keyed` it asks for keys."""
     paths = {path: {"get": read(*given)} for path, given in READS.items()}
     paths |= {path: {"post": posted(*given)} for path, given in POSTS.items()}
-    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}, "examples": {each: {"value": each} for each in names}}
+    name = {
+        "name": "name",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "minLength": 1},
+        "examples": {each: {"value": each} for each in names},
+    }
     paths["/v1/models/{name}"]["get"]["parameters"] = [name]
     paths["/feedback"]["post"]["responses"]["507"] = fault(507)
     for path in ("/", "/health"):

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 T = TypeVar("T")
-LEAVING, LEFT = "leaving", "left"  # in scope["state"]: what is called the moment the client leaves, and that it has left
+LEAVING = "leaving"  # in scope["state"]: what is called the moment the client leaves
+LEFT = "left"  # in scope["state"]: that it has left
 
 
 class ClientLeft(Exception):
@@ -19,7 +20,7 @@ class ClientLeft(Exception):
 
 
 def at_leaving(scope: Scope, acts: Iterable[Callable[[], None]]) -> None:
-    """Have work ended at once when the client of a request leaves, or has left: tasks hear of it only some turns later."""
+    """Have work ended the moment the client leaves, or at once if it has left: tasks hear of it some turns later."""
     state = scope.setdefault("state", {})
     state.setdefault(LEAVING, []).extend(acts)
     if LEFT in state:

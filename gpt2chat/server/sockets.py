@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import h11
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gpt2chat.errors import ConfigError
@@ -146,11 +146,11 @@ class Connection(H11Protocol):
         self.watch_header()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the deadlines of a connection that is gone."""
+        """End the work for a client that is gone, and forget the deadlines of its connection."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            leave(cast(Scope, self.cycle.scope))
         self.unwatch_header()
         self.unwatch_stall()
-        if self.cycle is not None and not self.cycle.response_complete:
-            leave(self.cycle.scope)
         super().connection_lost(exc)
 
     def waiting(self) -> bool:
