@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata, resources
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,10 @@ NEEDS = {  # the lowest versions, as in setup.cfg
     "safetensors": (0, 5),
     "huggingface_hub": (1, 0),
 }
-OPTIONAL = {"prompt_toolkit": "a better line editor in chat"}
+OPTIONAL = {  # what each extra of the installation adds, and its packages, as in setup.cfg
+    "chat": ("a better line editor in chat", ("prompt_toolkit",)),
+    "serve": ("gpt2chat serve", ("starlette", "uvicorn", "pydantic", "prometheus_client")),
+}
 REINSTALL = "pip install -c constraints.txt -e . in the folder of gpt2chat"
 CPU_BUILD = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
 GPP = "install one: apt install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora), xcode-select --install (macOS)"
@@ -105,14 +108,17 @@ def _python(notice: Notice) -> Finding:
 
 
 def _packages(notice: Notice) -> Finding:
-    versions = {name: _version(name) for name in (*NEEDS, *OPTIONAL)}
+    more = {extra: packages for extra, (_, packages) in OPTIONAL.items()}
+    versions = {name: _version(name) for name in (*NEEDS, *chain(*more.values()))}
     found = ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items())
     wrong = [name for name, low in NEEDS.items() if _numbers(versions[name]) < low]
     if wrong:
         needed = ", ".join(f"{name}>={'.'.join(map(str, NEEDS[name]))}" for name in wrong)
         return Finding("", PROBLEM, found, f"{needed} needed: {REINSTALL}", dict(versions))
-    if absent := [f"pip install {name} ({use})" for name, use in OPTIONAL.items() if versions[name] is None]:
-        return Finding("", NOTE, found, f"if you like: {', '.join(absent)}", dict(versions))
+    absent = [extra for extra, packages in more.items() if any(versions[name] is None for name in packages)]
+    if absent:
+        advice = ", ".join(f"pip install 'gpt2chat[{extra}]' ({OPTIONAL[extra][0]})" for extra in absent)
+        return Finding("", NOTE, found, f"if you like: {advice}", dict(versions))
     return Finding("", OK, found, "", dict(versions))
 
 

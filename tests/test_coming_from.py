@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from helpers_weights import nanogpt, rasbt, reference, write_tensorflow
 from huggingface_hub import constants
 from safetensors.torch import save_file
 from test_guide import fill_cache
+from test_page import ARGUMENTS, CHROMIUM
 
 from gpt2chat import ChatHistory, ChatModel, GPT2Chatbot, checkpoint
 from gpt2chat.errors import ConfigError
@@ -46,6 +48,7 @@ ASKED = "".join(f"{question}\n" for question in PAIRS)  # typed into a chat that
 INSTRUCTION = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 )
+BROWSER = "nanochat in the browser"
 SLOW = {"--compile"}  # words of rows that take long
 
 
@@ -174,6 +177,43 @@ def serves(seen: Seen) -> bool:
     return seen.out.startswith("<!doctype html>") and "stopped" in seen.err
 
 
+def site(using: str = "", computed: str = "", **defaults: float) -> Check:
+    """A server that used this file, computed so, and told its page these defaults."""
+
+    def check(seen: Seen) -> bool:
+        told = json.loads(seen.out.splitlines()[-2])["defaults"]
+        begun = f"using {using}" in seen.err and computed in seen.err
+        return serves(seen) and begun and all(told[name] == value for name, value in defaults.items())
+
+    return check
+
+
+def tells(**fields: object) -> Check:
+    """One JSON object with these fields."""
+    return lambda seen: fields.items() <= json.loads(seen.out).items()
+
+
+def streamed(seen: Seen) -> bool:
+    """Chunks with the fields of nanochat and of OpenAI, which say the same text; the last one is done."""
+    chunks = [json.loads(line.removeprefix("data: ")) for line in seen.out.splitlines() if line.startswith("data: ")]
+    text = "".join(chunk["token"] for chunk in chunks)
+    assert text and text == "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    return [chunk.get("done", False) for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+
+
+def answered(seen: Seen) -> bool:
+    """One whole answer as OpenAI words it."""
+    (choice,) = json.loads(seen.out)["choices"]
+    return bool(choice["message"]["content"]) and choice["message"]["role"] == "assistant"
+
+
+def shown(*words: str, messages: int = 2) -> Check:
+    """The page has these words among its messages, of which there are so many, and one chat in its list."""
+    return lambda seen: (
+        all(word in seen.out for word in words) and (seen.names["messages"], seen.names["chats"]) == (messages, 1)
+    )
+
+
 def logged(seen: Seen) -> bool:
     """The question that the server was asked, and the answer, are the last record of app.log."""
     record = (seen.folder / "app.log").read_text("utf-8").removesuffix("\n" * 4).split("\n" * 4)[-1]
@@ -234,6 +274,36 @@ NANOCHAT: dict[str, Check] = {
     "You: exit": ended,
     "You:": skipped,
     f"gpt2chat eval {D8}.pt --conversation_file pairs.json": scores,
+}
+WEB: dict[str, Check] = {
+    "gpt2chat serve": site(f"{D8}.pt", temperature=0.8, top_k=50, max_tokens=512),
+    "GPT2CHAT_API_KEY=secret gpt2chat serve --host 0.0.0.0 --port 8000": site(f"{D8}.pt"),
+    "gpt2chat serve -i sft -g d8 -s 200": site(f"{D8}_000200.pt"),
+    "gpt2chat serve -i mid": site("runs/mid/d8/model.pt"),
+    "gpt2chat serve -n 1 -t 0.8 -k 50 -m 512 -p 8000": site(temperature=0.8, top_k=50, max_tokens=512),
+    "gpt2chat serve -d bfloat16": site(computed="; bfloat16"),
+    "gpt2chat serve --num-gpus 1 --source sft --model-tag d8 --step 200 --temperature 0.3 --top-k 20 --max-tokens 64 "
+    "--port 8000 --dtype float32 --device-type cpu --host 127.0.0.1": site(
+        f"{D8}_000200.pt", "; float32", temperature=0.3, top_k=20, max_tokens=64
+    ),
+    "curl http://localhost:8000/health": tells(status="ok", ready=True, num_gpus=1, available_workers=1),
+    "curl http://localhost:8000/stats": tells(total_workers=1, available_workers=1, busy_workers=0),
+    'curl -X POST http://localhost:8000/chat/completions -H "Content-Type: application/json" '
+    """-d '{"messages": [{"role": "user", "content": "Hello!"}], "stream": true}'""": streamed,
+    'curl http://localhost:8000/chat/completions -H "Content-Type: application/json" '
+    """-d '{"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}], """
+    """"temperature": 0, "top_k": 50, "max_tokens": 8}'""": streamed,
+    'curl http://localhost:8000/chat/completions -H "Content-Type: application/json" '
+    """-d '{"messages": []}'""": tells(detail="At least one message is required"),
+    'curl http://localhost:8000/v1/chat/completions -H "Content-Type: application/json" '
+    """-d '{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}'""": answered,
+    "Page: Enter": shown("Hello"),
+    "Page: Ctrl+Shift+N": shown(messages=0),
+    "Page: F5": shown("Hello"),
+    "Page: /temperature 0.5": shown("Temperature is now 0.5."),
+    "Page: /topk 100": shown("Top-k is now 100."),
+    "Page: /clear": shown(messages=0),
+    "Page: /help": shown("/temperature [0-2]", "/topk [0-200]", "/clear", "/help"),
 }
 NANOLLM: dict[str, Check] = {
     "from gpt2chat import ChatHistory, ChatModel": left(lambda n: n["ChatHistory"] is ChatHistory),
@@ -428,10 +498,12 @@ SCRATCH: dict[str, Check] = {
     "--epochs 1 --save_path on.pt": (
         lambda seen: trains("on.pt")(seen) and seen.about("on.pt")["from"]["base"] == "gpt2-medium355M-sft.pth"
     ),
+    "gpt2chat serve sft.pt": serves,
     "gpt2chat eval sft.pt --conversation_file instruction-data.json": scores,
 }
 EFFECTS = {
     "nanochat": NANOCHAT,
+    BROWSER: WEB,
     "NanoLLM": NANOLLM,
     "Dell's chatbot": DELL,
     "gpt-2-simple": SIMPLE,
@@ -545,59 +617,126 @@ def typed(line: str) -> str:
     return f"When are you open?\n{command}\nHello\n/stats\n"
 
 
-def run(row: Row, folder: Path, names: dict[str, Any], programs: Programs) -> Seen:
-    """Run the right side of a row: a command line, a line typed into a chat, or Python."""
+def run(row: Row, folder: Path, names: dict[str, Any], programs: Programs, port: int = 0) -> Seen:
+    """Run the right side of a row: a command line, a line typed into a chat or a page, a request, or Python.
+
+    `port` is where a server waits for requests and readers.
+    """
     if row.here.startswith("You:"):
         return Seen(folder, names, programs.run(["gpt2chat", "chat"], folder, typed(row.here)))
+    if row.here.startswith("Page:"):
+        return paged(row.here.removeprefix("Page: "), folder, port)
+    if row.here.startswith("curl "):
+        words = shlex.split(row.here.replace(":8000", f":{port}"))
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, encoding="utf-8")
+        return Seen(folder, names, Outcome(done.returncode, done.stdout, done.stderr))
     if not re.match(r"([A-Z0-9_]+=\S+ )?(gpt2chat|python) ", row.here):
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(row.here, names)
         return Seen(folder, names, Outcome(0, out.getvalue(), ""))
-    if row.here.startswith("gpt2chat serve") and "--print_client" not in row.here:
-        return Seen(folder, names, served_once(shlex.split(row.here), folder))
     line, _, source = row.here.partition(" < ")
     words = shlex.split(line)
     extra = dict([words.pop(0).split("=", 1)]) if "=" in words[0] else {}
+    if words[1] == "serve" and "--print_client" not in words:
+        return Seen(folder, names, served_once(words[1:], folder, **extra))
     stdin = (folder / source).read_text() if source else f"{ASKED}/show\nquit\n"
     return Seen(folder, names, programs.run(words, folder, stdin, **extra))
 
 
-def served_once(words: list[str], folder: Path) -> Outcome:
-    """Start a server, read its page, ask it one thing, and end it; standard output is page and answer."""
+@dataclass(frozen=True)
+class Server:
+    """A running `gpt2chat serve`."""
+
+    port: int
+    log: Path
+    process: subprocess.Popen[bytes]
+
+
+@contextlib.contextmanager
+def serving(words: list[str], folder: Path, **extra: str) -> Iterator[Server]:
+    """Run `gpt2chat serve …` on a free port in place of its own, from when it is ready."""
     with socket.socket() as probe:  # the port of the page may be taken on this machine
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    words = [*words[1:], *([] if "--port" in words else ["--port", port])]
-    words[words.index("--port") + 1] = port
-    log = folder / "stderr"
+        port = int(probe.getsockname()[1])
+    option = next((word for word in ("-p", "--port") if word in words), None)
+    words = [*words, *([] if option else ["--port", ""])]
+    words[words.index(option or "--port") + 1] = str(port)
+    log = folder / f"stderr.{port}"
     with log.open("w") as file:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "gpt2chat", *words], cwd=folder, env=environment(), stderr=file
-        )
+        command = [sys.executable, "-m", "gpt2chat", *words]
+        process = subprocess.Popen(command, cwd=folder, env=environment(**extra), stderr=file)
         try:
             deadline = time.monotonic() + 120
-            while "All workers initialized!" not in log.read_text() and server.poll() is None:
+            while "All workers initialized!" not in log.read_text() and process.poll() is None:
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.05)
             assert f":{port} is open" in log.read_text(), log.read_text()
-            body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
-            page = httpx.get(f"http://127.0.0.1:{port}/").text
-            answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60).text
-            server.terminate()
-            return Outcome(server.wait(30), f"{page}\n{answer}", log.read_text())
+            yield Server(port, log, process)
         finally:
-            server.kill()
-            server.wait()
+            process.kill()
+            process.wait()
 
 
-def follow(section: str, folder: Path, programs: Programs) -> None:
+def served_once(words: list[str], folder: Path, **extra: str) -> Outcome:
+    """Start a server, read its page and settings, ask it one thing, and end it; standard output is all three.
+
+    Where there is a key, the page is read without it and the rest is refused without it.
+    """
+    key = extra.get("GPT2CHAT_API_KEY")
+    with serving(words, folder, **extra) as server:
+        body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
+        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60) as client:
+            page = client.get("/").text
+            assert client.get("/settings").status_code == (401 if key else 200)
+            client.headers.update({"Authorization": f"Bearer {key}"} if key else {})
+            settings = client.get("/settings").text
+            answer = client.post("/v1/chat/completions", json=body).text
+        server.process.terminate()
+        return Outcome(server.process.wait(30), f"{page}\n{settings}\n{answer}", server.log.read_text())
+
+
+def paged(line: str, folder: Path, port: int) -> Seen:
+    """Say hello in the page in a browser, then type or press `line`; standard output is what stands there then."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{port}")
+        page.fill("#input", "Hello")
+        page.keyboard.press("Enter")
+        page.locator(".figures").first.wait_for(timeout=60_000)
+        if line.startswith("/"):
+            page.fill("#input", line)
+            page.keyboard.press("Enter")
+        elif line == "F5":
+            page.reload()  # which a browser without a window does not do for the key
+        elif line != "Enter":
+            page.keyboard.press(line.replace("Ctrl", "Control"))
+        page.locator("#chats li").first.wait_for(state="attached")
+        messages = page.locator("#log .text")
+        names = {"messages": messages.count(), "chats": page.locator("#chats li").count()}
+        out = str(page.locator("#log").inner_text())
+        browser.close()
+    return Seen(folder, names, Outcome(0, out, ""))
+
+
+def impossible(row: Row) -> bool:
+    """Whether this machine lacks the program that a row is typed into."""
+    if row.here.startswith("Page:"):
+        return CHROMIUM is None or find_spec("playwright") is None
+    return row.here.startswith("curl ") and shutil.which("curl") is None
+
+
+def follow(section: str, folder: Path, programs: Programs, port: int = 0) -> None:
     """Run the rows of a section in their order, but for those that take long, and look at what each did."""
     names: dict[str, Any] = {}
     checked = 0
-    for row in table(section):
+    rows_here = [row for row in table(section) if not impossible(row)]
+    for row in rows_here:
         if SLOW & set(row.here.split()):
             continue
-        seen = run(row, folder, names, programs)
+        seen = run(row, folder, names, programs, port)
         told = f"{row.here}\nstdout: {seen.out}\nstderr: {seen.err}"
         assert seen.outcome.code == 0, told
         try:
@@ -607,7 +746,7 @@ def follow(section: str, folder: Path, programs: Programs) -> None:
             raise
         assert held, told
         checked += 1
-    assert checked >= len(EFFECTS[section]) - 1
+    assert checked >= len(rows_here) - 1 > 0
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -642,6 +781,45 @@ def test_every_command_line_of_the_guides_to_the_chat_has_its_row() -> None:
     assert missing <= {"python -m scripts.chat_cli [OPTIONS]"}
 
 
+def words_of(command: str) -> list[Any]:
+    """The words of a command line, with JSON read, so that blanks within it do not count."""
+    words = shlex.split(command.replace("\\\n", " "))
+    return [json.loads(word) if word.startswith("{") else word for word in words]
+
+
+@pytest.mark.skipif(
+    not GUIDES.is_dir(), reason="the guides are not beside this checkout, nor where GPT2CHAT_GUIDES says"
+)
+def test_every_command_line_of_the_guides_to_the_web_server_has_its_row() -> None:
+    there = [span for row in table(BROWSER) for span in re.findall(r"`([^`]+)`", row.there)]
+    text = "\n".join(path.read_text("utf-8") for path in sorted(GUIDES.glob("00[01]_*")))
+    commands = set(re.findall(r"^python -m scripts\.chat_web.*$", text, flags=re.M))
+    assert len(commands) >= 3
+    assert commands - set(there) == {"python -m scripts.chat_web [OPTIONS]"}
+    requests = re.findall(r"^curl (?:.*\\\n)*(?:.*'\{[^']*'|.*)$", text, flags=re.M)
+    assert len(requests) >= 2
+    known = [words_of(span) for span in there if span.startswith("curl ")]
+    assert all(words_of(request) in known for request in requests)
+    paths = set(re.findall(r"GET (/\w+)", text))
+    assert paths == {"/health", "/stats"}
+    assert all(f"curl http://localhost:8000{path}" in there for path in paths)
+
+
+@pytest.mark.skipif(
+    not GUIDES.is_dir(), reason="the guides are not beside this checkout, nor where GPT2CHAT_GUIDES says"
+)
+def test_every_option_of_the_web_server_in_the_guides_has_its_row() -> None:
+    there = {word for row in table(BROWSER) for word in re.split(r"[\s`]+", row.there.removeprefix("`python -m "))}
+    first, second = (next(GUIDES.glob(f"{number}_*")).read_text("utf-8") for number in ("000", "001"))
+    listed = first.partition("### Web UI Options")[2].partition("### ")[0]
+    (cells,) = [line for line in second.splitlines() if "–num-gpus or -n" in line]
+    options = set(re.findall(r"-(?:-[a-z]+)+|(?<=`)-[a-z](?=,)", listed))
+    named = re.findall(r"\| –([a-z-]+)(?: or (-[a-z]))? \|", cells)
+    options |= {f"--{long}" for long, _ in named} | {short for _, short in named if short}
+    assert len(options) >= 20
+    assert options <= there
+
+
 def test_what_reinforcement_made_is_missed_by_name(place: Path) -> None:
     result = invoke("chat", "-i", "rl", "-p", "Hello")
     assert (result.exit_code, result.stdout) == (1, "")
@@ -664,12 +842,28 @@ def test_the_rows_of_nanochat_run_and_do_what_they_promise(place: Path, home: Pa
         follow("nanochat", place, programs)
 
 
+@pytest.mark.slow
+def test_the_rows_of_nanochats_web_server_run_and_do_what_they_promise(place: Path, programs: Programs) -> None:
+    lines = ["train --model gpt2 --text_file notes.txt --model_tag d8 --epochs 1"]
+    learn = "--model_tag d8 --epochs 200 --save_every 100"
+    lines += [f"train --model trained_model.pt --conversation_file pairs.json {learn}"]
+    for line in lines:
+        assert programs.run(["gpt2chat", *line.split()], place).code == 0
+    (place / "trained_model.pt").unlink()
+    with serving(["serve"], place) as server:
+        follow(BROWSER, place, programs, server.port)
+
+
 SOON = ("nanochat", "NanoLLM")  # the sections that are not left to the slow tests
 
 
 @pytest.mark.parametrize(
     "section",
-    [pytest.param(name, marks=() if name in SOON else pytest.mark.slow) for name in EFFECTS if name != "nanochat"],
+    [
+        pytest.param(name, marks=() if name in SOON else pytest.mark.slow)
+        for name in EFFECTS
+        if name not in ("nanochat", BROWSER)
+    ],
 )
 def test_the_rows_of_a_section_run_and_do_what_they_promise(section: str, place: Path, programs: Programs) -> None:
     if section == "nanoGPT":

@@ -102,6 +102,14 @@ def test_options_are_completed_in_the_spelling_that_was_begun(complete: Complete
     assert complete("gpt2chat", "train", "--too-long", "c") == ["cut"]
 
 
+def test_serving_is_completed_as_talking_is(complete: Complete) -> None:
+    assert complete("gpt2chat", "ser") == ["serve"]
+    assert complete("gpt2chat", "serve", "d") == ["demo"]
+    assert complete("gpt2chat", "serve", "--api_k") == ["--api_key", "--api_key_file"]
+    assert complete("gpt2chat", "serve", "--max-c") == ["--max-concurrent"]
+    assert complete("gpt2chat", "serve", "--print_client", "") == ["aichat", "curl", "llm", "openwebui", "python"]
+
+
 def test_other_options_complete_files(complete: Complete) -> None:
     assert complete("gpt2chat", "train", "--config", "") != []
     assert complete("gpt2chat", "train", "--epochs", "") == []

@@ -22,6 +22,7 @@ from helpers_cli import ROOT, invoke, save_tiny, spawn
 
 from gpt2chat import decoding, diagnosis, kernels, machine, privacy, tokenizer
 from gpt2chat.cli.doctor import INDENT, WIDTH, lines
+from gpt2chat.cli.serve import EXTRA
 from gpt2chat.diagnosis import CHECKS, NEEDS, NOTE, OK, OPTIONAL, PROBLEM, Finding, diagnose
 
 NAMES = [name for name, _ in CHECKS]
@@ -158,7 +159,8 @@ def test_it_works_offline_without_a_compiler_a_cache_and_optional_packages(tmp_p
 
 
 def test_a_package_that_is_missing_or_old_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    versions = {**dict.fromkeys(NEEDS, "99.0"), "tqdm": None, "numpy": "1.25.9", **dict.fromkeys(OPTIONAL, "1.0")}
+    optional = [name for _, packages in OPTIONAL.values() for name in packages]
+    versions = {**dict.fromkeys(NEEDS, "99.0"), "tqdm": None, "numpy": "1.25.9", **dict.fromkeys(optional, "1.0")}
     monkeypatch.setattr(diagnosis, "_version", versions.get)
     found = finding("packages")
     assert found.state == PROBLEM
@@ -167,7 +169,12 @@ def test_a_package_that_is_missing_or_old_is_a_problem(monkeypatch: pytest.Monke
     versions |= {"tqdm": "4.66.1", "numpy": "1.26.0rc1"}
     assert finding("packages").state == OK
     versions["prompt_toolkit"] = None
-    assert finding("packages").state == NOTE
+    found = finding("packages")
+    assert found.state == NOTE and "gpt2chat[chat]" in found.advice and "gpt2chat[serve]" not in found.advice
+    versions |= {"prompt_toolkit": "3.0", "uvicorn": None}
+    found = finding("packages")
+    assert found.state == NOTE and "uvicorn missing" in found.found
+    assert found.advice == "if you like: pip install 'gpt2chat[serve]' (gpt2chat serve)"
 
 
 def test_the_lowest_versions_are_those_of_the_installation() -> None:
@@ -176,6 +183,14 @@ def test_the_lowest_versions_are_those_of_the_installation() -> None:
     asked = dict(line.split(">=") for line in setup["options"]["install_requires"].split())
     assert {name: ".".join(map(str, low)) for name, low in NEEDS.items()} == asked
     assert setup["options"]["python_requires"] == f">={'.'.join(map(str, diagnosis.PYTHON))}"
+
+
+def test_the_optional_packages_are_those_of_the_extras() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    for extra, (_, packages) in OPTIONAL.items():
+        assert re.findall(r"^(\w+)>=", setup["options.extras_require"][extra], flags=re.M) == list(packages)
+    assert set(OPTIONAL["serve"][1]) == set(EXTRA)
 
 
 def test_a_package_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
