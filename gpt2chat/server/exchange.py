@@ -13,6 +13,7 @@ from starlette.types import Receive
 from gpt2chat.conversation import Message
 from gpt2chat.server.answers import Answering, Piece, merged
 from gpt2chat.server.faults import ApiError
+from gpt2chat.server.guard import describe
 from gpt2chat.server.protocol import StreamOptions
 from gpt2chat.server.replies import EventStream, unless_left
 from gpt2chat.server.service import Service
@@ -88,8 +89,8 @@ class Exchange:
             yield b"".join(map(chunk, [*chunks, *closing, *shape.closing()])) + end, False
         except ApiError as error:
             yield event(error.body()), False
-        except Exception:
-            log.exception("an answer failed")
+        except Exception as error:
+            log.error("an answer failed: %s", describe(error))  # not its text, which may quote what was said
             yield event(ApiError(500, "the server met a fault of its own").body()), False
 
     def close(self) -> None:
