@@ -8,9 +8,9 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 
-from gpt2chat import checkpoint, packs, pretrained
+from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
-from gpt2chat.confidence import Judge, load_calibration
+from gpt2chat.confidence import UNMEASURED, Judge, judge_of
 from gpt2chat.conversation import Conversation, Message, fit_context, render_prompt
 from gpt2chat.decoding import Choice, choose, draft_for, open_model, runtime_of
 from gpt2chat.engine import Engine
@@ -26,7 +26,6 @@ from gpt2chat.templates import Template, template_named
 from gpt2chat.tokenizer import Tokenizer
 
 RESPONSE_TOKENS = {"brief": 30, "conversational": 50, "normal": 60, "detailed": 120}
-UNMEASURED = 0.5  # how sure an answer must be when nothing was measured
 
 
 class GPT2Chatbot:
@@ -113,24 +112,16 @@ class GPT2Chatbot:
 
     def _open(self, name: str, read: Callable[[str], Checkpoint]) -> None:
         loaded, runtime = open_model(name, self._choice(), read)
-        judge = self._judge_of(name, loaded) if self.fallback is not None else None
+        judge = judge_of(name, loaded.taught, self._notice) if self.fallback is not None else None
         self._adopt(loaded, runtime)
         self._judge = judge
-
-    def _judge_of(self, name: str | None, loaded: Checkpoint) -> Judge:
-        """Return what says how sure an answer is: as it was measured for this file, if it was."""
-        path = pretrained.checkpoint_file(name) if name else None
-        calibration = load_calibration(path) if path and not pretrained.is_bundled(path) else None
-        misfit = calibration.misfit(packs.identity(path), loaded.taught) if calibration and path else None
-        if misfit:
-            self._notice(misfit)
-        return Judge(loaded.taught, None if misfit else calibration)
 
     @property
     def threshold(self) -> float:
         """How sure an answer must be to be given, where there is a fallback."""
-        measured = self._judge.calibration if self._judge else None
-        return self._confidence if self._confidence is not None else measured.threshold if measured else UNMEASURED
+        if self._confidence is not None:
+            return self._confidence
+        return self._judge.threshold if self._judge else UNMEASURED
 
     def _adopt(self, loaded: Checkpoint, runtime: Runtime, engine: Engine | None = None) -> None:
         if self._loaded is None and self._expected not in (None, loaded.config):
@@ -311,7 +302,7 @@ class GPT2Chatbot:
         if self.fallback is None:
             return None
         decoder = self.decoder
-        judge = self._judge = self._judge or self._judge_of(None, self.checkpoint)
+        judge = self._judge = self._judge or judge_of(None, self.checkpoint.taught, self._notice)
 
         def doubt(answer: Answer) -> str | None:
             logprobs = [score.logprob for score in explain(decoder, answer.prompt, answer.tokens, top=0)]

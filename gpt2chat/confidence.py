@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gpt2chat import packs, pretrained
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.files import atomic_writer
 from gpt2chat.run import RunFiles
@@ -25,6 +26,7 @@ EVIDENCE = ("mean", "least", "similarity", "margin")
 # talk; for a model that keeps no taught questions only the constant and the first two count.
 FIXED = (-1.3, 0.2, 0.4, 1.7, 4.4)
 FIXED_ALONE = (-1.2, 0.3, 0.5, 0.0, 0.0)
+UNMEASURED = 0.5  # how sure an answer must be when nothing was measured
 SURE = 1e-4  # a doubt that is as good as none
 LEAST_PAIRS, FOLDS, RIDGE = 30, 10, 1.0
 CURVE_POINTS = 100  # that a receipt keeps
@@ -180,6 +182,11 @@ class Judge:
         answers = [self._codes.setdefault(fold(answer), len(self._codes)) for _, answer in self.taught.pairs]
         self._answers = np.array(answers, np.int64)
 
+    @property
+    def threshold(self) -> float:
+        """How sure an answer must be to be given."""
+        return self.calibration.threshold if self.calibration else UNMEASURED
+
     def evidence(self, question: str, answer: str, logprobs: Sequence[float]) -> Numbers:
         """Return the four figures (EVIDENCE) that speak for an answer.
 
@@ -202,6 +209,16 @@ class Judge:
         An answer of no tokens is judged as one that the model finds impossible.
         """
         return float(_sigmoid(_sums(self.evidence(question, answer, logprobs)[None], np.array(self.weights)))[0])
+
+
+def judge_of(name: str | None, taught: Sequence[Pair], notice: Callable[[str], None]) -> Judge:
+    """Return what says how sure an answer of a model is: as it was measured for its file, if it was."""
+    path = pretrained.checkpoint_file(name) if name else None
+    calibration = load_calibration(path) if path and not pretrained.is_bundled(path) else None
+    misfit = calibration.misfit(packs.identity(path), taught) if calibration and path else None
+    if misfit:
+        notice(misfit)
+    return Judge(taught, None if misfit else calibration)
 
 
 def _log_odds(logprob: float) -> float:

@@ -49,6 +49,8 @@ def atomic_writer(path: Path) -> Iterator[Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
         with temporary.open("wb") as raw:
+            if path.exists():  # who may read it stays as it was
+                os.chmod(temporary, path.stat().st_mode & 0o777)
             file = _KeepsFirstError(raw)
             yield file
             raw.flush()

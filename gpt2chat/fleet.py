@@ -13,7 +13,7 @@ from gpt2chat.sampling import GenerationConfig
 from gpt2chat.steps import Stats
 from gpt2chat.streams import Scores, Stream
 
-Given = TypeVar("Given")
+Given = TypeVar("Given", Stream, Scores, list[Stream])
 
 
 class Fleet:
@@ -64,9 +64,14 @@ class Fleet:
         full: EngineFull | None = None
         for engine in sorted(self.engines, key=load):
             try:
-                return ask(engine)
+                found = ask(engine)
             except EngineFull as error:
                 full = full or error
+                continue
+            readers: list[Any] = found if isinstance(found, list) else [found]
+            for reader in readers:
+                reader.worker = self.engines.index(engine)
+            return found
         raise full or EngineFull("no engine is there")
 
     def stats(self) -> Stats:

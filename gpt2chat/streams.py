@@ -155,6 +155,7 @@ class Reader(Generic[Item]):
 
     def __init__(self, request: Request, cancel: Callable[[Request], None], dropped: Callable[[Request], None]) -> None:
         self._request, self._cancel, self._dropped = request, cancel, dropped
+        self.worker = 0  # the number of its engine in a fleet
 
     def _item(self, drawn: Drawn) -> Item:
         """Return what the iteration gives."""

@@ -820,6 +820,7 @@ def test_every_option_of_the_web_server_in_the_guides_has_its_row() -> None:
     assert options <= there
 
 
+@pytest.mark.slow
 def test_what_reinforcement_made_is_missed_by_name(place: Path) -> None:
     result = invoke("chat", "-i", "rl", "-p", "Hello")
     assert (result.exit_code, result.stdout) == (1, "")
@@ -836,6 +837,7 @@ def released(home: Path, path: Path) -> Iterator[None]:
     file.write_bytes(kept)
 
 
+@pytest.mark.slow
 def test_the_rows_of_nanochat_run_and_do_what_they_promise(place: Path, home: Path, programs: Programs) -> None:
     with released(home, place / "trained_model.pt"):
         (place / "trained_model.pt").unlink()
@@ -854,7 +856,7 @@ def test_the_rows_of_nanochats_web_server_run_and_do_what_they_promise(place: Pa
         follow(BROWSER, place, programs, server.port)
 
 
-SOON = ("nanochat", "NanoLLM")  # the sections that are not left to the slow tests
+SOON = ("NanoLLM",)  # the sections that are not left to the slow tests
 
 
 @pytest.mark.parametrize(

@@ -184,10 +184,10 @@ def test_each_refusal_names_what_was_found_and_what_to_do() -> None:
     guard = Guard(App(), Policy(keys=KEYS), Limits())
     foreign = ask(guard, "GET", "/v1/models", [("host", "rebound.example:8000")])
     assert foreign.status_code == 403
-    assert "--allow-host rebound.example" in foreign.json()["error"]["message"]
+    assert "--allow_host rebound.example" in foreign.json()["error"]["message"]
     assert "detail" not in foreign.json()
     page = ask(guard, "POST", "/chat/completions", [("host", "localhost"), ("origin", "http://a.example")])
-    assert "--cors-origin http://a.example" in page.json()["detail"] == page.json()["error"]["message"]
+    assert "--cors_origin http://a.example" in page.json()["detail"] == page.json()["error"]["message"]
     bare = ask(guard, "GET", "/nowhere", [("host", "localhost")])
     assert (bare.status_code, bare.json()["error"]["code"]) == (401, "invalid_api_key")
     assert bare.headers["www-authenticate"] == "Bearer"

@@ -371,7 +371,7 @@ def test_what_is_no_number_is_not_hidden(native: Kernel, form: str) -> None:
         assert not torch.isfinite(ours.forward([1] * count, ours.new_cache())).any()
 
 
-@pytest.mark.parametrize("content", ["half", "empty", "zeros"])
+@pytest.mark.parametrize("content", ["half", *(pytest.param(c, marks=pytest.mark.slow) for c in ("empty", "zeros"))])
 def test_a_library_that_was_cut_short_is_compiled_again(native: Kernel, tmp_path: Path, content: str) -> None:
     program = "from gpt2chat.kernels import kernel; print(kernel(print).instructions)"
     environment = {**os.environ, "GPT2CHAT_CACHE": str(tmp_path)}

@@ -125,6 +125,7 @@ def test_nothing_is_written_beside_the_demo(tmp_path: Path, monkeypatch: pytest.
     assert len(list((tmp_path / "packs").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_int4_with_compensation_is_nearer_than_rounding_to_nearest() -> None:
     loaded = pretrained.load("demo")
     exact = runtime_of(loaded, choose("cpu", "float32", "none"))

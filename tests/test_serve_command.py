@@ -80,10 +80,12 @@ def test_questions_are_kept_only_where_that_is_asked_for(tiny: Path, tmp_path: P
         (("--host", "0.0.0.0", "--api_key", ""), "expected a key, got an empty one"),
         (("--api_key_file", "missing"), "missing: cannot be read: No such file or directory"),
         (("--host", "no such host"), "no such host"),
-        (("--temperature", "-1"), "temperature: expected a number from 0 to 100, got -1.0"),
-        (("--max_tokens", "0"), "max_new_tokens: expected a whole number, 1 or more, got 0"),
+        (("--temperature", "-1"), "temperature: expected a number from 0 to 2, got -1.0"),
+        (("--max_tokens", "0"), "max_tokens: expected a whole number, 1 or more, got 0"),
         (("--allow_host", "a b"), "a b"),
         (("--cors_origin", "my.site"), "my.site"),
+        (("--temperature", "2.5"), "temperature: expected a number from 0 to 2, got 2.5"),
+        (("--confidence", "0.5"), "confidence: expected --fallback with what is said instead, got none"),
         (("--device", "quantum"), "device: expected auto or one of"),
         (("--num_gpus", "7"), "num_gpus: expected"),
         (("--template", "none-such"), "template: expected one of"),
@@ -106,6 +108,35 @@ def test_a_checkpoint_that_is_not_there_ends_it_with_one_line(tmp_path: Path) ->
     with program("missing.pt", "--port", "0", folder=tmp_path) as running:
         assert running.process.wait(60) == 1
         assert "error: missing.pt: no such file" in running.said and "Traceback" not in running.said
+
+
+def test_data_in_the_place_of_a_model_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "faq.json").write_text("[]")
+    monkeypatch.chdir(tmp_path)
+    result = invoke("serve", "faq.json", "--port", "0")
+    assert result.exit_code == 2 and "gpt2chat train --conversation_file faq.json" in result.stderr
+
+
+def test_a_config_file_names_the_model_and_shows_no_key(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(tiny.read_bytes())
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbffirst\r\n")
+    (tmp_path / "serve.toml").write_text('checkpoint = "model.pt"\nport = 0\napi_key_file = "keys"\n')
+    with program("--config", "serve.toml", folder=tmp_path) as running:
+        headers = {"authorization": "Bearer first"}
+        assert httpx.get(f"{running.url}/v1/models", headers=headers).json()["data"][0]["id"] == "model"
+    (tmp_path / "wrong.json").write_text('{"api_key": ["secret-canary"]}')
+    result = invoke("serve", "--config", tmp_path / "wrong.json")
+    assert result.exit_code == 2 and "secret-canary" not in result.stderr and "api_key" in result.stderr
+
+
+def test_beyond_this_machine_addresses_are_names_enough(tiny: Path, tmp_path: Path) -> None:
+    options = ("--host", "0.0.0.0", "--insecure", "--port", "0")
+    with program(str(tiny), *options, folder=tmp_path) as running:
+        port = running.url.rpartition(":")[2]
+        assert "other machines reach it by its address" in running.said
+        for host, status in (("192.0.2.2", 200), ("[2001:db8::1]", 200), ("evil.example", 403)):
+            headers = {"host": f"{host}:{port}"}
+            assert httpx.get(f"http://127.0.0.1:{port}/health", headers=headers).status_code == status
 
 
 def test_a_port_in_use_is_one_line(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

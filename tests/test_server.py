@@ -162,6 +162,47 @@ def test_the_next_turn_finds_the_one_before_in_the_cache(server: Served) -> None
     assert again["prompt_tokens_details"]["cached_tokens"] >= 16
 
 
+def test_a_prompt_that_is_only_echoed_streams_too(server: Served) -> None:
+    body = {"prompt": "One two", "max_tokens": 0, "echo": True, "stream": True}
+    chunks = events(server.post("/v1/completions", body).text)
+    assert chunks[0]["choices"][0]["text"] == "One two" and chunks[-1] == "[DONE]"
+
+
+def test_ids_and_lengths_are_checked_also_where_nothing_is_drawn(server: Served) -> None:
+    for prompt in ([60000], "a b " * 1000):
+        body = {"prompt": prompt, "max_tokens": 0, "echo": True}
+        assert server.post("/v1/completions", body).status_code == 400
+
+
+def test_below_its_confidence_the_fallback_is_said(tiny: Path) -> None:
+    with served(tiny, fallback="Please ask us.", threshold=1.0) as server:
+        found = server.ask("hi", **GREEDY)
+        assert found["choices"][0]["message"]["content"] == "Please ask us."
+        assert 0 <= found["gpt2chat"]["confidence"] < 1 and found["choices"][0]["finish_reason"] == "stop"
+        stream = server.post("/chat/completions", {"messages": [USER], **GREEDY, "logprobs": True}).text
+        assert content(events(stream)) == "Please ask us."
+    with served(tiny, fallback="Please ask us.", threshold=0.0) as server:
+        sure = server.ask("hi", **GREEDY, logprobs=True)["choices"][0]
+        assert sure["message"]["content"] != "Please ask us." and len(sure["logprobs"]["content"]) == 12
+    with served(tiny) as server:
+        assert server.ask("hi", **GREEDY)["choices"][0]["message"] == sure["message"]
+
+
+def test_the_longest_prompt_is_what_the_operator_says(tiny: Path) -> None:
+    with served(tiny, max_length=30) as server:
+        body = {"messages": [{"role": "user", "content": "word " * 40}]}
+        response = server.post("/v1/chat/completions", body)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
+        assert server.post("/v1/completions", {"prompt": "word " * 40}).status_code == 400
+        assert server.ask("word " * 10, max_tokens=2)["usage"]["prompt_tokens"] <= 30
+
+
+def test_the_empty_page_suggests_what_the_operator_says(tiny: Path) -> None:
+    with served(tiny, title="Our school", suggestions=("When do you open?",)) as server:
+        told = server.get("/settings").json()
+        assert (told["title"], told["suggestions"]) == ("Our school", ["When do you open?"])
+
+
 # -- limits and errors ---------------------------------------------------------------------------------------------
 
 LONG = {"role": "user", "content": "x" * 8001}
@@ -264,7 +305,7 @@ def test_unknown_models_and_paths_are_404(server: Served) -> None:
     assert response.status_code == 404 and response.json()["error"]["code"] == "model_not_found"
     assert "tiny" in response.json()["error"]["message"]
     assert server.get("/v1/models/gpt-5").status_code == 404
-    assert server.get("/v1/models/tiny").json()["id"] == "tiny"
+    assert server.get("/v1/models/tiny").json()["id"] == "tiny" and server.get("/v1/models/").status_code == 404
     assert server.get("/v1/nothing").json()["error"]["type"] == "not_found_error"
     assert server.get("/v1/chat/completions").status_code == 405
 
@@ -445,6 +486,7 @@ def test_judged_answers_become_data(server: Served) -> None:
     rows = [json.loads(line) for line in server.service.feedback.path.read_text().splitlines()]
     assert [row["messages"][-1]["content"] for row in rows][-1] == "A test."
     assert "A mill." in server.service.feedback.preferences.read_text()
+    assert all(path.stat().st_mode & 0o077 == 0 for path in server.service.feedback.path.parent.iterdir())
     assert server.post("/feedback", {"messages": messages, "rating": "so-so"}).status_code == 400
 
 

@@ -133,7 +133,7 @@ def test_a_wrong_token_is_not_shown(config: Path, value: str) -> None:
         ("hello\n", "the file: expected keys such as chatbot_args:, found 'hello'"),
         ("chatbot_args: 5\n", "chatbot_args: expected keys such as model_path:, found '5'"),
         ("chatbot_args: [a]\n", "chatbot_args: expected keys such as model_path:, found a list"),
-        ("other_args: x\n", "other_args: expected keys such as hf_token:, found 'x'"),
+        ("other_args: x\n", "other_args: expected keys such as hf_token:, found something else"),
         ("chatbot_arg:\n  port: 1\n", "line 1: 'chatbot_arg': expected a key of the service"),
         (
             "chatbot_args:\n  prot: 1\n",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,6 +12,7 @@ import click
 from gpt2chat.cli.options import stacked
 from gpt2chat.cli.terminal import say
 
+DATA = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".md")
 SOURCES = click.Choice(["sft", "mid", "rl", "base"])
 
 
@@ -34,6 +37,7 @@ def named(name: str | None, source: str | None = None, tag: str | None = None, s
 
     asked = (source, tag, step) != (None, None, None)
     if name is not None and not asked:
+        _check_model(name)
         return name
     if name is not None:
         raise ConfigError(
@@ -53,3 +57,15 @@ def named(name: str | None, source: str | None = None, tag: str | None = None, s
             say(f"note: {other.path} is newer, but {other.fault}")
     say_folded(f"using {entry.path}{'' if asked else ', your newest model here (gpt2chat ls shows all)'}")
     return str(entry.path)
+
+
+def _check_model(name: str) -> None:
+    """Raise ConfigError for a file with data, the likeliest mistake."""
+    from gpt2chat.errors import ConfigError
+
+    path = Path(name)
+    if path.suffix.lower() in DATA and path.is_file():
+        words = "text_file" if path.suffix.lower() in (".txt", ".md") else "conversation_file"
+        raise ConfigError(
+            f"{name}: expected a model, found data: gpt2chat train --{words} {shlex.quote(name)} makes one of it"
+        )

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from gpt2chat.server.settings import ServiceFile
 
 GIVEN = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.DEFAULT_MAP)
+SECRET = ("api_key",)  # what no message shows
 OWN = ("config", "help", "resume")  # options that only a command line can have
 SERVICE = "gpt2chat.service"  # in a context's meta
 KINDS: dict[type[Any], tuple[tuple[type, ...], str]] = {
     type(click.INT): ((int,), "a whole number"),
     click.IntRange: ((int,), "a whole number"),
     type(click.FLOAT): ((float, int), "a number"),
+    click.FloatRange: ((float, int), "a number"),
     type(click.BOOL): ((bool,), "true or false"),
 }
 
@@ -121,17 +123,18 @@ def read_config(path: Path, context: click.Context) -> dict[str, Any]:
     return found
 
 
-def _options(command: click.Command) -> dict[str, click.Option]:
-    """Return a command's options by each of their long names, with underscores."""
+def _options(command: click.Command) -> dict[str, click.Parameter]:
+    """Return a command's options by each of their long names, with underscores, and its arguments by theirs."""
     options = [param for param in command.params if isinstance(param, click.Option)]
-    return {name[2:].replace("-", "_"): o for o in options for name in o.opts if name.startswith("--")}
+    arguments = {str(param.name): param for param in command.params if isinstance(param, click.Argument)}
+    return {**arguments, **{n[2:].replace("-", "_"): o for o in options for n in o.opts if n.startswith("--")}}
 
 
 def _title(context: click.Context) -> str:
     return f"{context.command_path} (see {context.command_path} --help)"
 
 
-def _meant(name: str, params: dict[str, click.Option]) -> str:
+def _meant(name: str, params: dict[str, click.Parameter]) -> str:
     import difflib
 
     close = difflib.get_close_matches(name, set(params) - set(OWN), n=1)
@@ -165,19 +168,20 @@ def _once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(entries)
 
 
-def _value(path: Path, key: str, value: Any, param: click.Option, context: click.Context) -> Any:
+def _value(path: Path, key: str, value: Any, param: click.Parameter, context: click.Context) -> Any:
     """Return a value as the command line would give it; paths are taken from the folder of the file."""
-    if param.multiple:
+    if getattr(param, "multiple", False):
         if not isinstance(value, list):
             raise ConfigError(f'{path}: {key}: expected a list such as ["one", "two"], found {_short(value)}')
         return [_single(path, key, entry, param, context) for entry in value]
     return _single(path, key, value, param, context)
 
 
-def _single(path: Path, key: str, value: Any, param: click.Option, context: click.Context) -> Any:
+def _single(path: Path, key: str, value: Any, param: click.Parameter, context: click.Context) -> Any:
     types, expected = KINDS.get(type(param.type), ((str,), "a text in quotes"))
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        raise ConfigError(f"{path}: {key}: expected {expected}, found {_short(value)}")
+        found = "something else" if param.name in SECRET else _short(value)
+        raise ConfigError(f"{path}: {key}: expected {expected}, found {found}")
     try:
         param.type.convert(value, param, context)
     except click.BadParameter as error:

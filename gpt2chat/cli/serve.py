@@ -72,6 +72,12 @@ def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--max_queue", type=click.IntRange(0), default=256, help="Requests that may wait; the next is refused.")
 @click.option("--max_wait", type=click.FloatRange(0.1), default=60.0, help="Seconds that a request waits at most.")
 @click.option("--feedback", type=FILE, help="Where the page's thumbs keep conversations to train on, .jsonl.")
+@click.option("--fallback", help="Say this in place of an answer that the model is not sure of.")
+@click.option(
+    "--confidence", type=click.FloatRange(0, 1), help="How sure it must be.  [default: as calibrated, or 0.5]"
+)
+@click.option("--title", default="gpt2chat", help="What the page is called.")
+@click.option("--suggestion", multiple=True, help="A question on the empty page; repeatable.  [default: taught ones]")
 @click.option(
     "--log_prompts", type=FILE, is_flag=False, flag_value="app.log", help="Keep questions and answers in a file."
 )
@@ -96,12 +102,18 @@ def serve_command(checkpoint: str | None, client: str | None, **options: Any) ->
         _print_client(client, checkpoint or "gpt2chat", bool(policy.keys), options)
         return
     _log_to_stderr()
+    name = named(checkpoint, options["source"], options["model_tag"], options["step"])
+    received = _serve(_workers(name, policy, options), _settings(name, options), policy, options)
+    say("stopped")
+    sys.exit(128 + received if received == signal.SIGINT else 0)
+
+
+def _serve(workers: Workers, settings: Settings, policy: Policy, options: dict[str, Any]) -> int | None:
+    """Serve until a signal comes, and return it."""
     from gpt2chat.server.running import Running
     from gpt2chat.server.service import Service
     from gpt2chat.server.sockets import listen
 
-    name = named(checkpoint, options["source"], options["model_tag"], options["step"])
-    workers, settings = _workers(name, policy, options), _settings(name, options)
     choices = workers.choices(lambda line: say(f"note: {line}"))
     service = Service(settings, workers.count)
     door = listen(options["host"], options["port"])
@@ -111,10 +123,12 @@ def serve_command(checkpoint: str | None, client: str | None, **options: Any) ->
         say(f"{url} is open{', the API at ' + url + '/v1' if url else ''}; Ctrl-C ends it")
         say(f"Initializing worker pool with {places}...")
 
-    running = Running(service, workers, policy, say)
-    received = running.serve(door, choices, listening)
-    say("stopped")
-    sys.exit(128 + received if received == signal.SIGINT else 0)
+    if settings.chat_log:
+        say(f"questions and answers are kept in {settings.chat_log}")
+    if policy.addresses and "*" not in policy.hosts:
+        names = ", ".join(options["allow_host"]) or "no name yet: --allow_host gives it one"
+        say(f"other machines reach it by its address, or by name ({names})")
+    return Running(service, workers, policy, say).serve(door, choices, listening)
 
 
 def _need_extra() -> None:
@@ -140,9 +154,10 @@ def _policy(options: dict[str, Any]) -> Policy:
             f"set {KEY}, pass --api_key_file, or --insecure to let everyone in"
         )
     hosts = {*LOOPBACK, *options["allow_host"]}
-    if not loopback(host):
-        hosts |= {"*"} if host in ("0.0.0.0", "::") and not options["allow_host"] and keys else {host}
-    return Policy(frozenset(hosts), keys, frozenset(options["cors_origin"]))
+    far = not loopback(host)
+    if far:  # a key that no page knows makes up for a name that any page may have
+        hosts |= {"*"} if keys and not options["allow_host"] else {host}
+    return Policy(frozenset(hosts), keys, frozenset(options["cors_origin"]), addresses=far)
 
 
 def _keys(options: dict[str, Any]) -> tuple[str, ...]:
@@ -151,7 +166,7 @@ def _keys(options: dict[str, Any]) -> tuple[str, ...]:
     path, keys = options["api_key_file"], [options["api_key"], os.environ.get(KEY)]
     if path:
         try:
-            lines = path.read_text("utf-8").splitlines()
+            lines = path.read_text("utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
         found = [line.strip() for line in lines if line.strip()]
@@ -173,12 +188,19 @@ def _workers(name: str, policy: Policy, options: dict[str, Any]) -> Workers:
 
 def _settings(name: str, options: dict[str, Any]) -> Settings:
     from gpt2chat.cli.chat.teaching import read_pairs
+    from gpt2chat.errors import ConfigError
     from gpt2chat.formats.rows import pairs_to_messages
     from gpt2chat.sampling import GenerationConfig
     from gpt2chat.server.limits import Limits
     from gpt2chat.server.service import Settings, served_name
     from gpt2chat.templates import template_named
 
+    if not 0 <= options["temperature"] <= 2:
+        raise ConfigError(f"temperature: expected a number from 0 to 2, got {options['temperature']!r}")
+    if options["max_tokens"] < 1:
+        raise ConfigError(f"max_tokens: expected a whole number, 1 or more, got {options['max_tokens']}")
+    if options["confidence"] is not None and options["fallback"] is None:
+        raise ConfigError("confidence: expected --fallback with what is said instead, got none")
     config = service_of(click.get_current_context())
     drawing = {key: options[key] for key in ("temperature", "top_k", "top_p")}
     examples = [message for path in options["examples"] for message in pairs_to_messages(read_pairs(path))]
@@ -191,6 +213,10 @@ def _settings(name: str, options: dict[str, Any]) -> Settings:
         config.max_length if config else None,
         options["feedback"],
         options["log_prompts"] or (config.log if config else None),
+        options["title"],
+        options["suggestion"],
+        options["fallback"],
+        options["confidence"],
         Limits(queue_s=options["max_wait"]),
     )
 
@@ -199,9 +225,10 @@ def _print_client(client: str, name: str, key: bool, options: dict[str, Any]) ->
     from gpt2chat.server.service import served_name
     from gpt2chat.server.snippets import snippet
 
-    host = options["host"] if options["host"] not in ("0.0.0.0", "::") else "127.0.0.1"
+    host = (*options["allow_host"], options["host"])[0]
+    host = host if host not in ("0.0.0.0", "::", "*") else "127.0.0.1"
     url = f"http://{f'[{host}]' if ':' in host else host}:{options['port']}"
-    click.echo(snippet(client, url, served_name(name), key), nl=False)
+    click.echo(snippet(client, url, served_name(name), key))
 
 
 class _Lines(logging.Handler):

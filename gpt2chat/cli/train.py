@@ -268,6 +268,7 @@ def _summary(plan: Plan, interactive: bool) -> None:
         say(f"warning: the loss rose from {train[0][1]:.3f} to {train[-1][1]:.3f}: lower --learning_rate")
     if not interactive:
         say(f"talk to it: {program('chat')} {shlex.quote(str(run.files.best))}")
+        say(f"or in the browser: gpt2chat serve {shlex.quote(str(run.files.best))}")
         if not plan.dataset.conversations:
             say("it has only seen text: with --template text it goes on with what you type")
 

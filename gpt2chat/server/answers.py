@@ -7,7 +7,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from gpt2chat.generation import Spelling
@@ -64,6 +64,9 @@ class Pace:
         return 0.0 if self.active <= self.FEW else min(self.MOST, self.EACH * self.active)
 
 
+Judge = Callable[[str, Sequence[float]], str | None]  # an answer and its log-probabilities -> what is said instead
+
+
 class Answering:
     """One answer on its way: whoever reads `pieces` has it, and leaving them ends the computation."""
 
@@ -75,6 +78,7 @@ class Answering:
         self._pending = deque[tuple[Drawn, int]]()
         self._ended: str | None = None  # by the server: late, long, or why everything ends
         self.began = time.perf_counter()
+        self.judge: Judge | None = None
         self.first_s: float | None = None
         self.finish_reason: str | None = None
 
@@ -87,8 +91,23 @@ class Answering:
         if not self.stream.started:
             self.end("late")
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Yield what comes; the last piece has a finish_reason. Raises ApiError when the server ends the answer."""
+    def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Yield what comes; the last piece has a finish_reason. Raises ApiError when the server ends the answer.
+
+        With a `judge` there is one piece, the whole answer or what is said in its place.
+        """
+        return self._drawn() if self.judge is None else self._judged(self.judge)
+
+    async def _judged(self, judge: Judge) -> AsyncGenerator[Piece, None]:
+        async with contextlib.aclosing(self._drawn()) as pieces:
+            (answer,) = joined([piece async for piece in pieces], 1, self.index)
+        logprobs = [each.drawn.logprob or 0.0 for each in answer.tokens]
+        instead = await asyncio.to_thread(judge, answer.text, logprobs)
+        if instead is not None:
+            answer.text, answer.tokens, answer.finish_reason = instead, [], "stop"
+        yield answer
+
+    async def _drawn(self) -> AsyncGenerator[Piece, None]:
         loop, (queue_s, answer_s) = asyncio.get_running_loop(), self._limits
         timers = [loop.call_later(queue_s, self._late), loop.call_later(queue_s + answer_s, self.end, "long")]
         try:
@@ -149,6 +168,20 @@ class Answering:
     def seconds(self) -> float:
         """How long it has taken so far."""
         return time.perf_counter() - self.began
+
+
+def joined(pieces: Iterable[Piece], count: int, first: int = 0) -> list[Piece]:
+    """Return each of so many answers, numbered from `first`, in one piece."""
+    texts: list[list[str]] = [[] for _ in range(count)]
+    whole = [Piece(index) for index in range(first, first + count)]
+    for piece in pieces:
+        number = piece.index - first
+        texts[number].append(piece.text)
+        whole[number].tokens += piece.tokens
+        whole[number].finish_reason = piece.finish_reason
+    for piece, text in zip(whole, texts, strict=True):
+        piece.text = "".join(text)
+    return whole
 
 
 def late() -> ApiError:

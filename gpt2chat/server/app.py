@@ -114,9 +114,9 @@ async def _api_error(request: Request, error: ApiError) -> Response:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    known = ", ".join(sorted(route.path for route in request.app.routes))
+    offered = "/v1/chat/completions, /v1/completions and /v1/models"
     words = {
-        404: f"there is no {request.url.path[:60]} here, only {known}",
+        404: f"there is no {request.url.path[:60]} here: OpenAI's clients find {offered}",
         405: f"{request.method} is not served here",
     }
     return _written(

@@ -19,7 +19,7 @@ from gpt2chat.server.protocol import ChatRequest, CompletionRequest, ExplainRequ
 from gpt2chat.server.replies import at_leaving, unless_left
 from gpt2chat.server.service import Service
 from gpt2chat.server.shapes import ChatShape, Echo, NanochatShape, TextShape
-from gpt2chat.server.wire import Scores
+from gpt2chat.server.wire import DONE, Scores, event
 from gpt2chat.streams import Drawn
 
 USUAL_TEXT = 16  # tokens of a completion when nothing is said, as OpenAI's API has it
@@ -66,11 +66,16 @@ async def _chat(
     prompt, dropped = await service.prompt(messages, config.max_new_tokens)
     template = service.template
     stop = (*template.stop, *wanted.stops())
-    question = Question(prompt, config, stop, template.lead, logprobs, client_of(request), bool(wanted.ignore_eos))
+    needed = 0 if logprobs is None and service.settings.fallback else logprobs
+    question = Question(prompt, config, stop, template.lead, needed, client_of(request), bool(wanted.ignore_eos))
     written = shape(service.settings.model, logprobs is not None, {"dropped_turns": dropped})
     answers = service.ask(question, wanted.n or 1)
+    if isinstance(written, NanochatShape):
+        written.workers = [answer.stream.worker for answer in answers]
+    for answer in answers:
+        answer.judge = service.doubting(messages, written.extra)
     at_leaving(request.scope, (answer.stream.drop for answer in answers))
-    exchange = Exchange(service, answers, written, messages)
+    exchange = Exchange(service, answers, written, messages[-1].content)
     return await exchange.respond(request.receive, wanted.stream_options, streamed)
 
 
@@ -82,11 +87,16 @@ async def completion(request: Request) -> Response:
     tokenizer, scored = service.tokenizer, wanted.logprobs is not None
     prompts = [tokenizer.encode(one) if isinstance(one, str) else one for one in wanted.prompt]
     prompts = [ids or [tokenizer.end_id] for ids in prompts]  # GPT-2 begins a text behind the end of another
+    for ids in prompts:
+        service.check_prompt(ids, room=wanted.max_tokens != 0)
     echoes = [await _echo(request, ids, wanted.logprobs) for ids in prompts] if wanted.echo else []
     each = wanted.n or 1
     written = TextShape(service.settings.model, scored, {"dropped_turns": 0}, len(prompts), each, echoes)
     if wanted.max_tokens == 0:
-        return JSONResponse(written.echoed(sum(map(len, prompts))))
+        whole = written.echoed(sum(map(len, prompts)))
+        if not wanted.stream:
+            return JSONResponse(whole)
+        return Response(event(whole) + DONE, media_type="text/event-stream")
     config = wanted.generation(service.settings.generation, wanted.max_tokens or USUAL_TEXT)
     answers = list[Answering]()
     try:
@@ -99,7 +109,7 @@ async def completion(request: Request) -> Response:
         service.leave(answers)
         raise
     at_leaving(request.scope, (answer.stream.drop for answer in answers))
-    exchange = Exchange(service, answers, written)
+    exchange = Exchange(service, answers, written, tokenizer.decode(prompts[0]))
     return await exchange.respond(request.receive, wanted.stream_options, bool(wanted.stream))
 
 
@@ -157,7 +167,7 @@ async def feedback(request: Request) -> Response:
     messages = [message.message() for message in wanted.messages]
     try:
         await asyncio.to_thread(service.judge, messages, wanted.rating == "good", wanted.instead)
-    except GPT2ChatError as error:  # the disk
+    except GPT2ChatError as error:  # the disk, or the bound of the file
         raise ApiError(507, str(error)) from error
     return JSONResponse({"saved": True})
 
@@ -171,7 +181,7 @@ async def models(request: Request) -> Response:
 async def model(request: Request) -> Response:
     """GET /v1/models/{name}."""
     service, name = service_of(request), request.path_params["name"]
-    service.check_name(name)
+    service.check_name(name or " ")  # a body without a name means this model, a path does not
     return JSONResponse(_model(service, name))
 
 

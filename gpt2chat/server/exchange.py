@@ -10,7 +10,6 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive
 
-from gpt2chat.conversation import Message
 from gpt2chat.server.answers import Answering, Piece, merged
 from gpt2chat.server.faults import ApiError
 from gpt2chat.server.guard import describe
@@ -24,16 +23,16 @@ log = logging.getLogger("gpt2chat.server")
 
 
 class Exchange:
-    """Answers to one request, and how they are written. `messages` are what was said, for the chat log."""
+    """Answers to one request, and how they are written. `asked` is the question, for the chat log."""
 
     def __init__(
         self,
         service: Service,
         answers: Sequence[Answering],
         shape: ChatShape,
-        messages: Sequence[Message] | None = None,
+        asked: str,
     ) -> None:
-        self._service, self._answers, self._shape, self._messages = service, answers, shape, messages
+        self._service, self._answers, self._shape, self._asked = service, answers, shape, asked
         self._pieces, self._texts = merged(answers), list[str]()
         self._closed = False
 
@@ -110,5 +109,5 @@ class Exchange:
             new / seconds,
             first.finish_reason or "left",
         )
-        if self._service.chat_log and self._messages:
-            self._service.chat_log.write(self._messages[-1].content, "".join(self._texts), seconds, new)
+        if self._service.chat_log:
+            self._service.chat_log.write(self._asked, "".join(self._texts), first.seconds, first.stream.new_tokens)

@@ -8,7 +8,7 @@ import hmac
 import logging
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gpt2chat.errors import ConfigError
 from gpt2chat.server.faults import ApiError
 from gpt2chat.server.limits import Limits
-from gpt2chat.server.names import fresh, loopback, origin_of, parse_host, parse_origin
+from gpt2chat.server.names import fresh, is_address, loopback, origin_of, parse_host, parse_origin
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 DETAILED = {"/chat/completions", "/health", "/stats"}  # their clients read `detail`
@@ -48,17 +48,18 @@ class Policy:
     keys: tuple[str, ...] = field(default=(), repr=False)
     cors_origins: frozenset[str] = frozenset()
     open_paths: frozenset[str] = frozenset({"/health", "/"})
+    addresses: bool = False  # whether any address may stand in place of a name
 
     def __post_init__(self) -> None:
         for name in self.hosts - {"*"}:
             if (parse_host(name) or ("", 0))[1] is not None:
                 raise ConfigError(
-                    f"--allow-host {name!r}: expected the name of a host without a port, as in my.server.org"
+                    f"--allow_host {name!r}: expected the name of a host without a port, as in my.server.org"
                 )
         for origin in self.cors_origins:
             if parse_origin(origin) is None:
                 raise ConfigError(
-                    f"--cors-origin {origin!r}: expected scheme://host[:port], as in http://localhost:3000"
+                    f"--cors_origin {origin!r}: expected scheme://host[:port], as in http://localhost:3000"
                 )
         for number, key in enumerate(self.keys, 1):
             if not key or any(ord(character) < 33 or ord(character) == 127 for character in key):
@@ -128,8 +129,16 @@ class Guard:
     reaches the client. Once `draining` is set, all requests are told to come back later.
     """
 
-    def __init__(self, app: ASGIApp, policy: Policy, limits: Limits, draining: asyncio.Event | None = None) -> None:
-        self.app, self.policy, self.limits, self.draining = app, policy, limits, draining
+    def __init__(
+        self,
+        app: ASGIApp,
+        policy: Policy,
+        limits: Limits,
+        draining: asyncio.Event | None = None,
+        refused: Callable[[int], None] = lambda status: None,
+    ) -> None:
+        """Take what is guarded and how; `refused` hears the status of each request that does not reach it."""
+        self.app, self.policy, self.limits, self.draining, self.refused = app, policy, limits, draining, refused
         self.hosts = {host[0] for name in policy.hosts if (host := parse_host(name))}
         self.origins = {parse_origin(origin) for origin in policy.cors_origins}
         self.digests = [hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest() for key in policy.keys]
@@ -162,6 +171,7 @@ class Guard:
                 LOG.error("request %s: %s", state["request_id"], describe(error))
             if reply.started:
                 raise
+            self.refused(fault.status if fault else 500)
             await reply.refuse(fault or ApiError(500, "the server met a fault of its own"), receive, self.limits.body)
 
     def check_form(self, visit: Visit) -> None:
@@ -188,8 +198,9 @@ class Guard:
             raise ApiError(
                 403, f"Host: expected the name of this server, found {text[:100]!r}", code="host_not_allowed"
             )
-        if host[0] not in self.hosts and "*" not in self.policy.hosts:
-            message = f"this server does not answer to {host[0]!r}: start it with --allow-host {host[0]}"
+        by_address = self.policy.addresses and is_address(host[0])  # which no page can have as its own name
+        if host[0] not in self.hosts and "*" not in self.policy.hosts and not by_address:
+            message = f"this server does not answer to {host[0]!r}: start it with --allow_host {host[0]}"
             raise ApiError(403, message, code="host_not_allowed")
         return host
 
@@ -210,7 +221,7 @@ class Guard:
                 (b"vary", b"Origin"),
             ]
         elif origin is None or origin != origin_of(str(visit.scope.get("scheme", "http")), host):
-            message = f"pages of {text[:100]!r} may not ask this server: start it with --cors-origin {text[:100]}"
+            message = f"pages of {text[:100]!r} may not ask this server: start it with --cors_origin {text[:100]}"
             raise ApiError(403, message, code="origin_not_allowed")
 
     def check_key(self, visit: Visit) -> str:

@@ -54,6 +54,10 @@ class Figures:
             self._first.observe(answering.first_s)
             self._mean_s += 0.1 * (seconds - self._mean_s)
 
+    def refuse(self, status: int) -> None:
+        """Count a request that the guard did not let in; its path is its own invention."""
+        self.requests.labels("refused", str(status)).inc()
+
     def wait_s(self) -> int:
         """Return in how many seconds there is likely to be room."""
         engine = self._service.engine

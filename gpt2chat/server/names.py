@@ -64,3 +64,12 @@ def loopback(host: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
+
+
+def is_address(host: str) -> bool:
+    """Whether a host is an address and not a name; without the brackets of IPv6 or with them."""
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True

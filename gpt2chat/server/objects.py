@@ -55,6 +55,7 @@ class Notes(Sent):
     """What OpenAI's API has no place for: turns of the conversation that left to make it fit the context."""
 
     dropped_turns: int = Field(ge=0)
+    confidence: float | None = None  # of the answer, where the operator wants a fallback for unsure ones
 
 
 class Likely(Sent):
@@ -201,6 +202,8 @@ class PageSettings(Sent):
     context_length: int
     trained_length: int | None
     version: str
+    title: str
+    suggestions: list[str]
     defaults: dict[str, float | str]
     feedback: bool
     limits: dict[str, float]

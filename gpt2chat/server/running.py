@@ -79,7 +79,7 @@ class Running:
         """Serve until a signal, and return it; raises what loading the model raised."""
         app = application(self._service, self._lifespan(choices))
         limits = self._service.settings.limits
-        guarded = Guard(app, self._policy, limits, self._draining)
+        guarded = Guard(app, self._policy, limits, self._draining, self._service.figures.refuse)
         try:
             received = serve(guarded, door, limits, on_ready=on_listening, draining=self._draining)
         finally:
@@ -107,7 +107,7 @@ class Running:
     def _load(self, choices: Sequence[Choice], loop: asyncio.AbstractEventLoop) -> None:
         try:
             loaded, engines = self._workers.open(choices, self._said)
-            self._service.open(loaded, engines)
+            self._service.open(loaded, engines, self._workers.name)
         except BaseException as error:
             self._fault = error
             with contextlib.suppress(RuntimeError):  # the loop has ended before

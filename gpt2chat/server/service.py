@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpt2chat import pretrained
+from gpt2chat import confidence, pretrained
 from gpt2chat.chats import Feedback
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import Message, fit_context, render_prompt, turns
@@ -18,7 +20,7 @@ from gpt2chat.errors import ConfigError, ContextError, EngineFull
 from gpt2chat.fleet import Fleet
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.server import nanochat
-from gpt2chat.server.answers import Answering, Pace, Question
+from gpt2chat.server.answers import Answering, Judge, Pace, Question
 from gpt2chat.server.chatlog import ChatLog
 from gpt2chat.server.faults import ApiError
 from gpt2chat.server.limits import Limits
@@ -28,6 +30,9 @@ from gpt2chat.templates import Template
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.version import __version__
 
+log = logging.getLogger("gpt2chat.server")
+MOST_FEEDBACK = 100 << 20  # bytes of a file: visitors must not fill the disk
+SUGGESTED = 3  # questions on the empty page
 LONG = 16_000  # characters from which on reading a conversation would hold up others
 LONGEST_TOKEN = 128  # characters; a message with more of them per token of the context cannot fit
 ALIAS = "gpt2chat"  # a name by which the model is served besides its own
@@ -45,6 +50,10 @@ class Settings:
     max_length: int | None = None  # of a prompt, in tokens
     feedback: Path | None = None
     chat_log: Path | None = None
+    title: str = "gpt2chat"
+    suggestions: tuple[str, ...] = ()  # on the empty page; without them some questions that the model was taught
+    fallback: str | None = None  # what is said in place of an answer that is not sure enough
+    threshold: float | None = None  # how sure that is; None: as it was measured
     limits: Limits = field(default_factory=Limits)
 
 
@@ -61,15 +70,21 @@ class Service:
         self.engine: Fleet | None = None
         self._loaded: Checkpoint | None = None
         self._running = set[Answering]()
+        self._judge: confidence.Judge | None = None
         self.draining = False
 
     # -- coming and going --------------------------------------------------------------------------------------
 
-    def open(self, loaded: Checkpoint, engines: Sequence[Engine]) -> None:
-        """Begin to answer, with engines of one checkpoint; raises ConfigError for a template that it cannot take."""
+    def open(self, loaded: Checkpoint, engines: Sequence[Engine], name: str | None = None) -> None:
+        """Begin to answer, with engines of one checkpoint; raises ConfigError for a template that it cannot take.
+
+        With its `name`, or place, what was measured of its confidence is found.
+        """
         template = self.settings.template or loaded.template
         template.check_ids(loaded.config.vocab_size, self.tokenizer)
         self._loaded, self.engine = loaded, Fleet(engines)
+        if self.settings.fallback is not None:
+            self._judge = confidence.judge_of(name, loaded.taught, log.warning)
 
     @property
     def ready(self) -> bool:
@@ -126,6 +141,16 @@ class Service:
         except ContextError as error:
             raise too_long(str(error)) from None
 
+    def check_prompt(self, ids: Sequence[int], room: bool = True) -> None:
+        """Raise ApiError 400 for ids that the model does not have, or too many; `room` leaves one for an answer."""
+        loaded, _ = self.opened()
+        most = min(loaded.config.n_ctx - room, self.settings.max_length or loaded.config.n_ctx)
+        if len(ids) > most:
+            raise too_long(f"the prompt has {len(ids)} tokens, at most {most} are taken here", "prompt")
+        if max(ids) >= loaded.config.vocab_size:
+            last = loaded.config.vocab_size - 1
+            raise ApiError(400, f"prompt: expected token ids from 0 to {last}, got {max(ids)}", param="prompt")
+
     def _prompt(self, messages: Sequence[Message], max_new_tokens: int) -> tuple[list[int], int]:
         loaded, _ = self.opened()
         settings, n_ctx = self.settings, loaded.config.n_ctx
@@ -139,7 +164,10 @@ class Service:
         kept, _ = fit_context([*system, *examples], live, template, self.tokenizer, length, n_ctx, max_new_tokens)
         mine = set(map(id, live))
         shown = [message for message in kept if id(message) in mine]
-        return render_prompt(kept, template, self.tokenizer), len(turns(live)) - len(turns(shown))
+        prompt = render_prompt(kept, template, self.tokenizer)
+        if len(prompt) > (settings.max_length or n_ctx):
+            raise ContextError(f"the message makes {len(prompt)} tokens, at most {settings.max_length} are taken here")
+        return prompt, len(turns(live)) - len(turns(shown))
 
     @property
     def template(self) -> Template:
@@ -168,6 +196,20 @@ class Service:
             answers.append(Answering(stream, question, number, self.pace, limits.queue_s, limits.answer_s))
         self._running.update(answers)
         return answers
+
+    def doubting(self, messages: Sequence[Message], told: dict[str, float]) -> Judge | None:
+        """Return what gives the fallback in place of an answer that is not sure enough; `told` gets how sure it is."""
+        if self._judge is None:
+            return None
+        judge, settings = self._judge, self.settings
+        least = judge.threshold if settings.threshold is None else settings.threshold
+        asked = [message.content for message in messages if message.role == "user"] or [""]
+
+        def doubt(answer: str, logprobs: Sequence[float]) -> str | None:
+            told["confidence"] = round(judge.confidence(asked[-1], answer, logprobs), 4)
+            return settings.fallback if told["confidence"] < least else None
+
+        return doubt
 
     def score(self, ids: Sequence[int], start: int, top: int, client: str) -> Scores:
         """Ask how likely the model finds the ids from `start` on; raises ApiError."""
@@ -202,12 +244,22 @@ class Service:
         """Keep a judged answer; raises GPT2ChatError when it cannot be written. Called by any thread."""
         assert self.feedback
         with self._feedback_lock:
+            for path in (self.feedback.path, self.feedback.preferences):
+                if path.exists() and path.stat().st_size > MOST_FEEDBACK:
+                    raise ConfigError(f"{path.name} is full: the operator should train on it and move it away")
             if instead and instead.strip():
                 self.feedback.teach(messages, instead.strip())
             elif good:
                 self.feedback.approve(messages)
             else:
                 self.feedback.reject(messages)
+
+    def _suggested(self, loaded: Checkpoint) -> list[str]:
+        """Return the operator's suggestions, or short questions from all over what the model was taught."""
+        if self.settings.suggestions:
+            return list(self.settings.suggestions)
+        short = [question for question, _ in loaded.taught if len(question) <= 60]
+        return short[:: max(1, len(short) // SUGGESTED)][:SUGGESTED]
 
     @property
     def context_length(self) -> int:
@@ -231,6 +283,8 @@ class Service:
             "context_length": loaded.config.n_ctx,
             "trained_length": loaded.trained_length,
             "version": __version__,
+            "title": self.settings.title,
+            "suggestions": self._suggested(loaded),
             "defaults": defaults,
             "feedback": self.feedback is not None,
             "limits": nanochat.LIMITS,
@@ -241,13 +295,19 @@ def _feedback(path: Path, model: str) -> Feedback:
     """Return what keeps judged answers; raises ConfigError for a place that nothing can be written to."""
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(f"feedback: expected a file in a folder that is there, got {path}")
-    return Feedback(path, model)
+    feedback = Feedback(path, model)
+    for each in (path, feedback.preferences):  # what people said: for nobody else
+        try:
+            os.close(os.open(each, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+        except OSError as error:
+            raise ConfigError(f"feedback: {each}: cannot be written: {error.strerror}") from error
+    return feedback
 
 
-def too_long(message: str) -> ApiError:
+def too_long(message: str, param: str = "messages") -> ApiError:
     """Return what a client is told of a prompt that does not fit."""
     message = message.replace("max_new_tokens", "max_tokens")  # as requests name it
-    param = "prompt" if message.startswith("prompt:") else "messages"
+    param = "prompt" if message.startswith("prompt:") else param
     return ApiError(400, message, param=param, code="context_length_exceeded")
 
 

@@ -33,6 +33,7 @@ KEYS = {
     "chatbot_args": ("model_path", "max_new_tokens", "max_padding_length", "data_type", "port"),
     "other_args": ("hf_token",),
 }
+SECRET = "other_args"  # of what stands there, no message shows more than the names of its keys
 STRING, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 OPENING = re.compile(rb"""^(?:\xef\xbb\xbf)?(?:\{\s*)?["']?chatbot_args["']?\s*:""", re.M)
 
@@ -99,6 +100,8 @@ def _model(values: _Values, training: tuple[str, Path] | None) -> str:
     from gpt2chat.pretrained.hub import is_repository
 
     name = values.text("chatbot_args", "model_path", ServiceFile.model)
+    if training is None and _is_file_name(name) and not Path(name).exists():
+        raise values.wrong("chatbot_args", "model_path", "a model's name, or a place in TRAINING_DIR, which is not set")
     if is_known(name) or training is None:
         return name
     folder = Path(training[1], os.path.expanduser(training[0]))
@@ -108,9 +111,14 @@ def _model(values: _Values, training: tuple[str, Path] | None) -> str:
             return str(place)
     except (OSError, ValueError):  # no name of a file
         pass
-    if is_repository(name) or Path(name).exists():
+    if (is_repository(name) and not _is_file_name(name)) or Path(name).exists():
         return name
     raise values.wrong("chatbot_args", "model_path", f"a model's name, or a place in TRAINING_DIR ({folder})")
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a name can only be that of a file."""
+    return name.startswith((".", "/", "~")) or name.endswith((".pt", ".pth", ".bin", ".safetensors"))
 
 
 class _Values:
@@ -128,12 +136,14 @@ class _Values:
     def _entries(self, node: Any, section: str, known: tuple[str, ...]) -> dict[str, Any]:
         if not hasattr(node, "value") or not isinstance(node.value, list) or node.id != "mapping":
             raise ConfigError(
-                f"{self.path}: {section or 'the file'}: expected keys such as {known[0]}:, found {_shown(node)}"
+                f"{self.path}: {section or 'the file'}: expected keys such as {known[0]}:, "
+                f"found {'something else' if section == SECRET else _shown(node)}"
             )
         found: dict[str, Any] = {}
         for key, value in node.value:
             name, line = str(key.value), key.start_mark.line + 1
-            place = f"{self.path}: line {line}: {f'{section}.' if section else ''}{_short(name)}"
+            shown = "a key" if section == SECRET and name not in known else _short(name)
+            place = f"{self.path}: line {line}: {f'{section}.' if section else ''}{shown}"
             if key.id != "scalar" or name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
                 meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"

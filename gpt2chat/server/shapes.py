@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2chat.server.answers import Answering, Piece, Placed
+from gpt2chat.server.answers import Answering, Piece, Placed, joined
 from gpt2chat.server.wire import Head, Scores, usage
 
 
@@ -71,6 +71,7 @@ class NanochatShape(ChatShape):
     def __init__(self, model: str, scored: bool, extra: dict[str, Any], prompts: int = 1) -> None:
         super().__init__(model, scored, extra, prompts)
         self._ends = list[dict[str, Any]]()
+        self.workers = [0]  # which of them gives each answer
 
     def piece(self, piece: Piece) -> list[dict[str, Any]]:
         """Return the chunk of a piece; the end is kept for the end."""
@@ -85,7 +86,8 @@ class NanochatShape(ChatShape):
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         delta = choices[0]["delta"] if choices else {}
-        return {**super()._chunk(choices), "token": delta.get("content", ""), "gpu": 0}
+        gpu = self.workers[choices[0]["index"]] if choices else self.workers[0]
+        return {**super()._chunk(choices), "token": delta.get("content", ""), "gpu": gpu}
 
 
 @dataclass(frozen=True)
@@ -147,16 +149,3 @@ class TextShape(ChatShape):
     def _text(self, index: int, text: str, tokens: Sequence[Placed], reason: str | None) -> dict[str, Any]:
         scores = self._scores.text(tokens) if self._scores else None
         return {"index": index, "text": text, "logprobs": scores, "finish_reason": reason}
-
-
-def joined(pieces: Iterable[Piece], count: int) -> list[Piece]:
-    """Return each answer in one piece."""
-    texts: list[list[str]] = [[] for _ in range(count)]
-    whole = [Piece(index) for index in range(count)]
-    for piece in pieces:
-        texts[piece.index].append(piece.text)
-        whole[piece.index].tokens += piece.tokens
-        whole[piece.index].finish_reason = piece.finish_reason
-    for piece, text in zip(whole, texts, strict=True):
-        piece.text = "".join(text)
-    return whole

@@ -30,9 +30,14 @@ def snippet(kind: str, url: str, model: str, key: bool) -> str:
     return KINDS[kind](f"{url.rstrip('/')}/v1", model, key).strip()
 
 
+def _first(key: bool) -> str:
+    """Return the line that says where the key comes from."""
+    return f"# first, once: export {KEY}=…\n" if key else ""
+
+
 def _python(base: str, model: str, key: bool) -> str:
     return f"""
-# pip install openai
+{_first(key)}# pip install openai
 {"import os" + chr(10) * 2 if key else ""}from openai import OpenAI
 
 client = OpenAI(base_url={base!r}, api_key={f'os.environ["{KEY}"]' if key else repr("none")})
@@ -52,13 +57,14 @@ def _curl(base: str, model: str, key: bool) -> str:
     body = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "stream": True}
     header = f' -H "Authorization: Bearer ${KEY}"' if key else ""
     data = shlex.quote(json.dumps(body, ensure_ascii=False))
-    return f"curl -sSN {shlex.quote(f'{base}/chat/completions')} -H 'Content-Type: application/json'{header} -d {data}"
+    begin = f"{_first(key)}curl -sSN {shlex.quote(f'{base}/chat/completions')}"
+    return f"{begin} -H 'Content-Type: application/json'{header} -d {data}"
 
 
 def _llm(base: str, model: str, key: bool) -> str:
     secret = f' --key "${KEY}"' if key else ""
     begin = f"llm openai endpoint {shlex.quote(base)} -m {shlex.quote(model)}{secret}"
-    return f"# pip install llm\n{begin} '{QUESTION}'\n# a chat:\n{begin} --chat"
+    return f"{_first(key)}# pip install llm\n{begin} '{QUESTION}'\n# a chat:\n{begin} --chat"
 
 
 def _openwebui(base: str, model: str, key: bool) -> str:
@@ -67,7 +73,7 @@ def _openwebui(base: str, model: str, key: bool) -> str:
     lines = ["docker run -d --name open-webui --network host", "-v open-webui:/app/backend/data"]
     lines += [f"-e {shlex.quote(f'{name}={value}')}" for name, value in settings.items()]
     lines += [f'-e "OPENAI_API_KEY=${KEY}"' if key else "-e OPENAI_API_KEY=none", "ghcr.io/open-webui/open-webui:main"]
-    return "# then open http://127.0.0.1:3000\n" + " \\\n  ".join(lines)
+    return _first(key) + "# then open http://127.0.0.1:3000\n" + " \\\n  ".join(lines)
 
 
 def _aichat(base: str, model: str, key: bool) -> str:
