@@ -26,6 +26,7 @@ FILE = click.Path(path_type=Path)
 CLIENTS = click.Choice(["python", "curl", "llm", "openwebui", "aichat"])
 EXTRA = ("starlette", "uvicorn", "pydantic", "prometheus_client")
 KEY = "GPT2CHAT_API_KEY"
+SWITCH_S = 0.001  # how long the engine's thread may keep the interpreter from the event loop, and the loop from it
 
 
 def drawing_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,6 +103,7 @@ def serve_command(checkpoint: str | None, client: str | None, **options: Any) ->
         _print_client(client, checkpoint or "gpt2chat", bool(policy.keys), options)
         return
     _log_to_stderr()
+    sys.setswitchinterval(SWITCH_S)
     name = named(checkpoint, options["source"], options["model_tag"], options["step"])
     received = _serve(_workers(name, policy, options), _settings(name, options), policy, options)
     say("stopped")

@@ -60,6 +60,7 @@ async def _chat(
     streamed: bool,
 ) -> Response:
     service = service_of(request)
+    await service.turn()
     service.check_name(wanted.model)
     config = wanted.generation(service.settings.generation, most)
     messages = [message.message() for message in wanted.messages]
@@ -83,6 +84,7 @@ async def completion(request: Request) -> Response:
     """POST /v1/completions."""
     wanted = parse(CompletionRequest, await request.body())
     service = service_of(request)
+    await service.turn()
     service.check_name(wanted.model)
     tokenizer, scored = service.tokenizer, wanted.logprobs is not None
     prompts = [tokenizer.encode(one) if isinstance(one, str) else one for one in wanted.prompt]

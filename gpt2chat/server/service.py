@@ -72,6 +72,7 @@ class Service:
         self._running = set[Answering]()
         self._judge: confidence.Judge | None = None
         self.draining = False
+        self._turns = asyncio.Lock()
 
     # -- coming and going --------------------------------------------------------------------------------------
 
@@ -110,6 +111,11 @@ class Service:
         """End every answer, each with an error that says why."""
         for answering in list(self._running):
             answering.end("shutdown")
+
+    async def turn(self) -> None:
+        """Wait for a turn of the event loop in which no other request is prepared, so that /health gets in between."""
+        async with self._turns:
+            await asyncio.sleep(0)
 
     # -- questions ---------------------------------------------------------------------------------------------
 
