@@ -65,6 +65,11 @@ class Stub:
     key: str = ""
     feedback: bool = True
     model: str = "demo"
+    title: str = "gpt2chat"
+    suggestions: tuple[str, ...] = ()
+    reason: str = "stop"  # why answers end
+    context: int = 512
+    loading: int = 0  # requests that the model is still loading for
     asked: list[dict[str, Any]] = field(default_factory=list)
     explained: list[dict[str, Any]] = field(default_factory=list)
     judged: list[dict[str, Any]] = field(default_factory=list)
@@ -100,7 +105,7 @@ async def events(stub: Stub, messages: list[dict[str, str]]) -> AsyncIterator[by
         if stub.fault and number == (len(tokens) + 1) // 2:
             yield f"data: {json.dumps({'error': {'message': stub.fault, 'type': 'server_error'}})}\n\n".encode()
             return
-    yield event({}, len(tokens), "stop")
+    yield event({}, len(tokens), stub.reason)
     yield event({}, len(tokens), choices=[], done=True)
 
 
@@ -123,6 +128,10 @@ def application(stub: Stub, page: Path = PAGE) -> Starlette:
         stub.paths.append(request.url.path)
         if stub.key and request.headers.get("authorization") != f"Bearer {stub.key}":
             return JSONResponse({"error": {"message": "This server wants its key."}}, 401)
+        if stub.loading:
+            stub.loading -= 1
+            message = {"message": "the model is still loading", "code": "loading"}
+            return JSONResponse({"error": message}, 503, {"retry-after": "1"})
         return None
 
     async def show(request: Request) -> Response:
@@ -133,7 +142,8 @@ def application(stub: Stub, page: Path = PAGE) -> Starlette:
         defaults = {"temperature": 0.7, "top_k": 40, "top_p": 1.0, "max_tokens": 256, "system": ""}
         limits = {"messages": 500, "characters": 8000, "max_tokens": 4096, "top_k": 200, "temperature": 2.0}
         facts = {"model": stub.model, "description": "17.7 M parameters, taught 203 answers", "version": "0.1"}
-        sizes = {"context_length": 512, "trained_length": 512, "feedback": stub.feedback}
+        facts |= {"title": stub.title, "suggestions": stub.suggestions}
+        sizes = {"context_length": stub.context, "trained_length": stub.context, "feedback": stub.feedback}
         return refused(request) or JSONResponse({**facts, **sizes, "defaults": defaults, "limits": limits})
 
     async def chat(request: Request) -> Response:

@@ -469,22 +469,24 @@ def test_commands_are_no_messages_and_unknown_ones_are_said_to_be(reader: Reader
     reader.type("/temperature 1.5")
     reader.type("/topk 7")
     reader.ask("a")
-    reader.type("/nonsense")
-    reader.type("/temperature 9")
-    reader.type("/topk 1.5")
-    reader.type("/topk")
-    reader.type("/help")
-    notes = reader.page.locator(".note").all_text_contents()
-    assert notes[0] == "Temperature is now 1.5."
-    assert "There is no command /nonsense" in notes[2]
-    assert notes[3] == "Temperature must be a number between 0 and 2, not 9"
-    assert notes[4] == "Top-k must be a whole number between 0 and 200, not 1.5"
-    assert notes[5] == "Top-k is 7."
-    assert all(name in notes[6] for name in ("/temperature", "/topk", "/clear", "/help"))
+    assert reader.page.locator(".note").count() == 0
+
+    def note(line: str) -> str:
+        reader.type(line)
+        return str(reader.page.locator(".note").text_content())  # the last one only
+
+    assert "There is no command /nonsense" in note("/nonsense")
+    assert note("/temperature 9") == "Temperature must be a number between 0 and 2, not 9"
+    assert note("/topk 1.5") == "Top-k must be a whole number between 0 and 200, not 1.5"
+    assert note("/topk") == "Top-k is 7."
+    assert note("/temperature 1.5") == "Temperature is now 1.5."
+    assert note("/maxtokens 513") == "Max tokens must be a whole number between 1 and 512, not 513"
+    assert all(name in note("/help") for name in ("/temperature", "/topk", "/clear", "/help"))
     reader.ask("//etc is a folder")
     assert (reader.stub.asked[0]["temperature"], reader.stub.asked[0]["top_k"]) == (1.5, 7)
     assert [m["content"] for m in reader.stub.asked[1]["messages"]] == ["a", "You said: a", "/etc is a folder"]
-    reader.page.locator('[data-action="regenerate"]').first.click(force=True)
+    reader.page.locator(".assistant").first.hover()
+    reader.page.locator('[data-action="regenerate"]').first.click()
     eventually(lambda: len(reader.stub.asked) == 3)
     assert [m["content"] for m in reader.stub.asked[2]["messages"]] == ["a"]
     reader.settle()
@@ -501,11 +503,11 @@ def test_settings_are_sent_and_remembered(reader: Reader) -> None:
     page.fill("#control-temperature", "1.2")
     page.fill("#control-max_tokens", "9999999")
     page.keyboard.press("Tab")
-    assert page.input_value("#control-max_tokens") == "4096"
+    assert page.input_value("#control-max_tokens") == "512", "the context has no more"
     page.reload()
     reader.ask("hello")
     body = reader.stub.asked[0]
-    assert (body["temperature"], body["max_tokens"], body["top_k"]) == (1.2, 4096, 40)
+    assert (body["temperature"], body["max_tokens"], body["top_k"]) == (1.2, 512, 40)
     assert body["messages"][0] == {"role": "system", "content": "You are a pirate."}
     page.click("#settings-toggle")
     page.click("#reset")
@@ -555,7 +557,7 @@ def test_the_likelihood_of_tokens_is_shown_on_demand_and_walked_by_keys(reader: 
     reader.act("why")
     page.locator(".tokens .token").first.wait_for()
     assert page.locator(".tokens .token").all_text_contents() == ["You", " said:", " why?"]
-    assert "You 100 %, rank 1" in page.locator(".detail").text_content()
+    assert "You >99.9 %, rank 1" in page.locator(".detail").text_content()
     assert page.locator(".detail .chip").count() == 5
     page.locator(".tokens .token").first.focus()
     page.keyboard.press("ArrowRight")
@@ -574,10 +576,10 @@ def test_the_key_is_asked_for_and_kept_nowhere(context: Any, stub: Stub, url: st
     someone.watch()
     page = someone.page
     page.goto(url)
-    for key in ("wrong", "s3cret-key"):
-        page.wait_for_selector("#ask[open]")
+    words = ("This server wants a key. Ask whoever runs it.", "This key is not accepted.")
+    for key, shown in zip(("wrong", "s3cret-key"), words, strict=True):
+        someone.see("#ask-text", shown)
         assert page.get_attribute("#ask-line", "type") == "password"
-        assert page.locator("#ask-text").text_content() == "This server wants its key."
         page.fill("#ask-line", key)
         page.keyboard.press("Enter")
     page.locator("#about dd").first.wait_for(state="attached")
@@ -592,7 +594,14 @@ def test_the_key_is_asked_for_and_kept_nowhere(context: Any, stub: Stub, url: st
     page.reload()
     page.wait_for_selector("#ask[open]")
     page.keyboard.press("Escape")
-    someone.see("#banner-text", "This server wants its key.")
+    someone.see("#banner-text", words[0])
+    for leave in ('document.getElementById("ask-cancel").click()', 'document.getElementById("ask").close()'):
+        someone.type("not without a key")
+        page.wait_for_selector("#ask[open]")
+        page.evaluate(f"() => {leave}")
+        someone.settle()
+        assert page.locator(".typing:visible").count() == 0
+        assert page.input_value("#input") == "not without a key"
     assert someone.trouble == []
 
 
@@ -632,7 +641,11 @@ def test_export_and_import_are_a_round_trip(reader: Reader, tmp_path: Path) -> N
     [
         ("{", "bad.json is not JSON:"),
         ("[]", "bad.json holds no chats."),
-        ('[{"user": "a", "bot": "b"}]', 'bad.json: chat 1: expected {"messages"'),
+        ('[{"user": "a", "bot": "b"}, {"user": "a"}]', 'bad.json: pair 2: "bot" must be text, found none'),
+        ('[{"question": "a"}]', 'bad.json: chat 1: expected {"messages"'),
+        ('{"user": "a", "bot": "b"}\n{"user": ', "bad.json, line 2 is not JSON:"),
+        ('[{"messages": [{"role": "assistant", "content": "a", "weight": 2}]}]',
+         "bad.json: chat 1, message 1: the weight must be 0 or 1, found 2"),
         ('[{"messages": [{"role": "user", "content": "a"}]}, {"messages": [{"role": "tool", "content": ""}]}]',
          'bad.json: chat 2, message 1: the role must be "system", "user" or "assistant", found "tool"'),
         ('[{"messages": [{"role": "user", "content": 5}]}]',
@@ -652,12 +665,239 @@ def test_a_bad_import_is_explained_and_changes_nothing(
 
 @browser_test
 def test_a_single_chat_and_bare_messages_can_be_imported(reader: Reader, tmp_path: Path) -> None:
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    for number, value in enumerate((messages, {"messages": messages})):
-        (tmp_path / "one.json").write_text(json.dumps(value), "utf-8")
-        reader.page.set_input_files("#file", tmp_path / "one.json")
-        eventually(lambda wanted=number + 1: reader.page.locator("#chats .open").count() == wanted)  # type: ignore[misc]
-        assert reader.said() == ["a", "b"]
+    for number, answer in enumerate("bc", 1):
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+        carry_in(reader, tmp_path / "one.json", json.dumps(messages if number == 1 else {"messages": messages}))
+        reader.see("#toast-text", "One chat imported.")
+        eventually(lambda wanted=number: reader.page.locator("#chats .open").count() == wanted)  # type: ignore[misc]
+        assert reader.said() == ["a", answer]
+
+
+def carry_in(reader: Reader, path: Path, content: str) -> None:
+    """Import a file of this name and content."""
+    path.write_text(content, "utf-8")
+    reader.page.set_input_files("#file", path)
+
+
+def carried_out(reader: Reader) -> tuple[str, list[list[dict[str, Any]]]]:
+    """Export all chats: the name of the file, and the messages of each row."""
+    with reader.page.expect_download() as waiting:
+        reader.page.click("#export-all")
+    rows = json.loads(Path(waiting.value.path()).read_text("utf-8"))
+    return waiting.value.suggested_filename, [row["messages"] for row in rows]
+
+
+@browser_test
+def test_pairs_are_one_chat_and_lines_are_taken_too(reader: Reader, tmp_path: Path) -> None:
+    pairs = [{"user": f"q{n}", "bot": f"a{n}"} for n in range(3)]
+    carry_in(reader, tmp_path / "pairs.json", json.dumps(pairs))
+    reader.see("#chats .open span", "pairs")
+    assert reader.said() == ["q0", "a0", "q1", "a1", "q2", "a2"]
+    lines = [{"messages": [{"role": "user", "content": text}]} for text in ("x", "y")]
+    carry_in(reader, tmp_path / "lines.jsonl", "\n".join(json.dumps(value) for value in [*lines, *pairs[:2]]))
+    reader.see("#toast-text", "3 chats imported.")
+    assert set(reader.page.locator("#chats .open span").all_text_contents()) == {"x", "y", "lines", "pairs"}
+
+
+@browser_test
+def test_what_is_here_already_is_not_imported_again(reader: Reader, tmp_path: Path) -> None:
+    reader.ask("mine")
+    _, rows = carried_out(reader)
+    carry_in(reader, tmp_path / "same.json", json.dumps([{"messages": row} for row in rows]))
+    reader.see("#toast-text", "Nothing was added: this chat is here already.")
+    assert reader.said() == ["mine", "You said: mine"]
+    other = [{"role": "user", "content": "other"}, {"role": "assistant", "content": "chat"}]
+    carry_in(reader, tmp_path / "more.json", json.dumps([{"messages": row} for row in [*rows, other, other]]))
+    reader.see("#toast-text", "One chat imported; 2 were here already.")
+    assert reader.page.locator("#chats .open").count() == 2
+
+
+@browser_test
+def test_unfinished_answers_are_exported_as_not_to_be_learnt(reader: Reader, tmp_path: Path) -> None:
+    page, stub = reader.page, reader.stub
+    assert page.locator("#export").is_disabled()
+    assert page.locator("#export-all").is_disabled()
+    reader.ask("whole")
+    stub.reason = "length"
+    reader.ask("long")
+    stub.reason, stub.delay_s, stub.answer = "stop", 0.03, lambda messages: WORDS * 40
+    reader.type("stopped")
+    eventually(lambda: "three" in reader.said()[-1])
+    page.keyboard.press("Escape")
+    reader.settle()
+    name, (row,) = carried_out(reader)
+    assert re.fullmatch(r"gpt2chat-demo-\d{4}-\d\d-\d\d\.json", name)
+    assert [message.get("weight") for message in row] == [None, None, None, 0, None, 0]
+    reader.see("#toast-text", "2 answers that were cut short are marked not to be learnt.")
+    page.evaluate("() => localStorage.clear()")
+    page.reload()
+    carry_in(reader, tmp_path / "again.json", json.dumps([{"messages": row}]))
+    reader.see(".assistant:last-of-type .taught", "Marked not to be learnt.")
+    assert carried_out(reader)[1] == [row]
+
+
+@browser_test
+def test_the_right_answer_takes_the_place_of_the_wrong_one(reader: Reader) -> None:
+    page = reader.page
+    reader.ask("2 + 2?")
+    for right, shown in (("4", "4"), ("", "You said: 2 + 2?")):
+        reader.act("bad")
+        page.fill("#ask-area", right)
+        page.click("#ask-ok")
+        eventually(lambda: page.locator("#toast").is_visible())
+        eventually(lambda wanted=shown: reader.said()[-1] == wanted)  # type: ignore[misc]
+        if right:
+            reader.see(".taught", "Corrected.")
+            assert carried_out(reader)[1][0][1] == {"role": "assistant", "content": "4"}
+            page.click("#undo")
+            eventually(lambda: reader.said()[-1] == "You said: 2 + 2?")
+    assert carried_out(reader)[1][0][1]["weight"] == 0
+    reader.see("#toast-text", "1 answer that was judged bad is marked not to be learnt.")
+    reader.act("bad")
+    page.fill("#ask-area", "4")
+    page.click("#ask-ok")
+    eventually(lambda: reader.said()[-1] == "4")
+    reader.ask("and 3 + 3?")
+    assert [message["content"] for message in reader.stub.asked[-1]["messages"]] == ["2 + 2?", "4", "and 3 + 3?"]
+    page.reload()
+    reader.see(".taught", "Corrected.")
+
+
+@browser_test
+def test_the_meter_is_kept_and_says_what_it_does_not_know(reader: Reader, tmp_path: Path) -> None:
+    reader.see("#meter-text", "0/512")
+    reader.ask("hello")
+    shown = reader.page.locator("#meter-text").text_content()
+    assert int(shown.split("/")[0]) > 0
+    reader.page.reload()
+    reader.see("#meter-text", shown)
+    carry_in(reader, tmp_path / "other.json", '[{"user": "a", "bot": "b"}]')
+    for _ in range(2):
+        reader.see("#meter-text", "–/512")
+        reader.page.reload()
+    reader.ask("hello")
+    assert int(reader.page.locator("#meter-text").text_content().split("/")[0]) > 0
+
+
+@browser_test
+def test_an_answer_that_fills_the_context_says_so(reader: Reader) -> None:
+    reader.stub.reason = "length"
+    reader.ask("hello")
+    reader.see(".mark.cut", "It reached the limit of tokens.")
+    reader.stub.context = 5
+    reader.page.reload()
+    reader.see("#meter-text", "8/5")
+    reader.ask("hello")
+    reader.see(".assistant:last-of-type .mark.cut", "The context is full.")
+
+
+@browser_test
+def test_a_model_that_loads_is_waited_for(context: Any, stub: Stub, url: str) -> None:
+    stub.loading = 2
+    someone = Reader(context.new_page(), stub, url)
+    someone.watch()
+    someone.page.goto(url)
+    someone.see("#loading", "The model is still loading …")
+    assert someone.page.locator("#banner").is_hidden()
+    someone.page.locator("#about dd").first.wait_for(state="attached")
+    assert someone.page.locator("#loading").is_hidden()
+    stub.loading = 1
+    someone.ask("hello")
+    assert someone.said() == ["hello", "You said: hello"]
+    assert someone.trouble == []
+
+
+@browser_test
+def test_the_operator_names_the_page_and_suggests_questions(reader: Reader) -> None:
+    page, stub = reader.page, reader.stub
+    assert page.locator("#examples button").count() == 0
+    assert page.locator("#about-model").text_content() == "Ask demo anything."
+    assert "17.7 M" in page.locator("#about").text_content()
+    stub.title, stub.suggestions = "Front desk", ("When are you open?", "b", "c", "d", "e")
+    page.reload()
+    reader.see("h1", "Front desk")
+    assert page.title() == "demo · Front desk"
+    assert page.locator("#examples button").all_text_contents() == ["When are you open?", "b", "c", "d"]
+    page.locator("#examples button").first.click()
+    reader.settle()
+    assert reader.said()[0] == "When are you open?"
+
+
+@browser_test
+def test_what_can_be_done_with_a_message_takes_no_room_and_moves_nothing(reader: Reader) -> None:
+    page = reader.page
+    for text in ("a", "b", "c"):
+        reader.ask(text)
+    boxes = "() => [...document.querySelectorAll('#log .message')].map((e) => [e.offsetTop, e.offsetHeight])"
+    before = page.evaluate(boxes)
+    assert sum(before[-1]) - before[0][0] < 20 * 16, "three short exchanges"
+    opacity = "(n) => getComputedStyle(document.querySelectorAll('#log .actions')[n]).opacity"
+    assert [page.evaluate(opacity, number) for number in range(6)] == ["0"] * 5 + ["1"]
+    page.locator(".assistant").first.hover()
+    assert page.evaluate(opacity, 1) == "1"
+    assert page.locator(".figures:visible").count() == 3
+    page.mouse.move(0, 0)
+    page.locator('.user [data-action="edit"]').first.focus()
+    assert page.evaluate(opacity, 0) == "1"
+    assert page.evaluate(boxes) == before
+
+
+@browser_test
+def test_a_toast_ends_with_its_chat_and_stands_amid_the_column(reader: Reader) -> None:
+    page = reader.page
+
+    def middle(selector: str) -> float:
+        box = page.locator(selector).bounding_box()
+        return float(box["x"] + box["width"] / 2)
+
+    page.emulate_media(reduced_motion="reduce")
+    reader.ask("a")
+    reader.act("copy")
+    assert middle("#toast") == pytest.approx(middle("#box"), abs=2)
+    page.click("#new")
+    assert page.locator("#toast").is_hidden()
+    page.locator("#chats .open").first.click()
+    reader.act("bad")
+    assert middle("#ask") == pytest.approx(middle("#box"), abs=2)
+    page.keyboard.press("Escape")
+    reader.act("copy")
+    page.wait_for_timeout(3000)
+    assert page.locator("#toast").is_visible()
+    eventually(lambda: page.locator("#toast").is_hidden(), seconds=2)
+
+
+@browser_test
+def test_an_explained_answer_is_there_once(reader: Reader) -> None:
+    page = reader.page
+    reader.ask("why?")
+    reader.act("why")
+    page.locator(".tokens .token").first.wait_for()
+    assert page.locator(".assistant .text").is_hidden()
+    assert page.locator(".explained").text_content().startswith("␣ is a space")
+    reader.act("why")
+    assert page.locator(".assistant .text").is_visible()
+    said = {
+        name: page.evaluate(f"() => percent(Math.log({share}))")
+        for name, share in (("high", 0.9996), ("near", 0.998), ("half", 0.5), ("low", 0.0012), ("none", 0.0009))
+    }
+    assert said == {"high": ">99.9 %", "near": "99.8 %", "half": "50 %", "low": "0.12 %", "none": "<0.1 %"}
+
+
+@browser_test
+def test_a_phone_shows_what_can_be_done_in_little_room(browser: Any, stub: Stub, url: str) -> None:
+    context = browser.new_context(viewport={"width": 360, "height": 700}, has_touch=True, is_mobile=True)
+    someone = Reader(context.new_page(), stub, url)
+    someone.watch()
+    someone.open()
+    someone.page.locator("#input").focus()
+    for text in ("a", "b"):
+        someone.ask(text)
+    assert someone.page.locator('[data-action="copy"]:visible').count() == 4
+    assert someone.page.locator(".figures:visible").count() == 1
+    assert someone.page.locator(".more:visible").count() == 0
+    assert someone.page.locator(".user").first.bounding_box()["height"] < 44
+    assert someone.trouble == []
+    context.close()
 
 
 @browser_test
