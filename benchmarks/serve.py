@@ -37,13 +37,14 @@ WORDS = [
 ]
 QUESTIONS = [f"Tell me about {word}, part {n}." for n in range(6) for word in WORDS]
 NEW = 192
+TEMPERATURE = float(os.environ.get("TEMPERATURE", "0.8"))
 CONTENT = re.compile(rb'"content":("(?:[^"\\]|\\.)*")')
 
 
 def body(number: int, stream: bool = True) -> bytes:
     """Return question `number` as JSON; it goes on to its length, so that all answers take the same."""
     messages = [{"role": "user", "content": QUESTIONS[number]}]
-    options = {"max_tokens": NEW, "temperature": 0.8, "seed": number, "ignore_eos": True, "stream": stream}
+    options = {"max_tokens": NEW, "temperature": TEMPERATURE, "seed": number, "ignore_eos": True, "stream": stream}
     return json.dumps({"messages": messages, **options}).encode()
 
 
@@ -244,7 +245,7 @@ def worker(model: str, streams: str, clients: str, seconds: str) -> None:
         while time.perf_counter() < until:
             while len(running) < int(clients):
                 number = (number + 7) % len(QUESTIONS)
-                config = GenerationConfig(temperature=0.8, top_k=50, seed=number, max_new_tokens=NEW)
+                config = GenerationConfig(temperature=TEMPERATURE, top_k=50, seed=number, max_new_tokens=NEW)
                 running.append(engine.submit(prompts[number], config))
             done += len(list(running.pop(0)))
         done += sum(stream.new_tokens for stream in running)
