@@ -388,6 +388,20 @@ def test_a_reload_keeps_everything_also_in_the_middle_of_an_answer(reader: Reade
     assert reader.said()[4:] == ["not yet answered", ""]
 
 
+ODD = [{"tokens": 3}, {"rate": "<b>", "first": None, "tokens": 1, "cached": 0}, {"used": "<b>x"}, "x", 5]
+
+
+@pytest.mark.parametrize("figures", ODD, ids=str)
+def test_what_another_program_left_in_the_store_breaks_no_chat(reader: Reader, figures: object) -> None:
+    odd = {"role": "assistant", "content": "a", "figures": figures, "cut": {}, "dropped": "x", "used": "y"}
+    chat = {"title": {}, "updated": "x", "system": 5, "messages": [{"role": "user", "content": "q"}, odd]}
+    keep = "([text]) => {localStorage['gpt2chat.chat.aa11'] = text; sessionStorage['gpt2chat.current'] = 'aa11'}"
+    reader.page.evaluate(keep, [json.dumps(chat)])
+    reader.page.reload()
+    eventually(lambda: reader.said()[:2] == ["q", "a"])
+    reader.ask("and on it goes")
+
+
 LIMITS = (
     "At least one message is required",
     "Too many messages. Maximum 500 messages allowed per request",

@@ -14,9 +14,13 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
+import click  # noqa: E402
 import httpx  # noqa: E402
-from helpers_cli import invoke, save_tiny  # noqa: E402
+from helpers_cli import ROOT, invoke, save_tiny  # noqa: E402
 from helpers_server import program  # noqa: E402
+
+from gpt2chat.cli.config import read_config  # noqa: E402
+from gpt2chat.cli.serve import serve_command  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +166,19 @@ def test_help_names_everything_of_the_old_server_and_loads_nothing_heavy() -> No
     code += "try: main()\nexcept SystemExit: print(json.dumps([m in sys.modules for m in ('torch','uvicorn')]))"
     done = subprocess.run([sys.executable, "-c", "import json\n" + code], capture_output=True, text=True, timeout=60)
     assert json.loads(done.stdout.splitlines()[-1]) == [False, False]
+
+
+def test_the_config_of_the_documentation_is_one(tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```toml\n(.*?)^```", (ROOT / "docs" / "serve.md").read_text("utf-8"), re.M | re.S)
+    (tmp_path / "serve.toml").write_text(block)
+    with click.Context(serve_command, info_name="serve") as context:
+        found = read_config(tmp_path / "serve.toml", context)
+    assert found["checkpoint"] == "trained_model.pt" and found["port"] == 9000 and len(found["suggestion"]) == 2
+
+
+def test_every_option_is_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "serve.md").read_text("utf-8")
+    missing = [
+        name for param in serve_command.params for name in param.opts if name.startswith("--") and name not in text
+    ]
+    assert set(missing) <= {"--chat_template", "--device_type", "--help"}
