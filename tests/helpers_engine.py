@@ -6,14 +6,16 @@ import random
 import time
 from typing import Any
 
+import pytest
 import torch
 
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import TEMPLATES
+from gpt2chat.decoding import choose, runtime_of
 from gpt2chat.engine import Engine
 from gpt2chat.generation import Decoder
 from gpt2chat.model import GPT2, GPT2Config
-from gpt2chat.runtime import Runtime
+from gpt2chat.runtime import NativeRuntime, Runtime, TorchRuntime
 from gpt2chat.sampling import GenerationConfig
 
 SMALL = GPT2Config(n_layer=2, n_head=2, n_embd=128, n_ctx=160, vocab_size=500)
@@ -58,3 +60,16 @@ def idle(engine: Engine) -> None:
             return
         time.sleep(0.01)
     raise AssertionError("the engine does not come to rest")
+
+
+def native_runtime() -> NativeRuntime:
+    """The small model in the native decoder; skips where that is missing."""
+    runtime = runtime_of(weights(), choose("cpu", "auto", "int8"))
+    if not isinstance(runtime, NativeRuntime):
+        pytest.skip("no native decoder here")
+    return runtime
+
+
+def torch_runtime() -> TorchRuntime:
+    """The small model through torch."""
+    return TorchRuntime(weights().build_model().requires_grad_(False))

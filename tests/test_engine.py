@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_engine import alone, asked, idle, weights
+from helpers_engine import alone, asked, idle, native_runtime, torch_runtime, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,15 +41,12 @@ from gpt2chat.tokenizer import Tokenizer
 
 @pytest.fixture(scope="module")
 def native() -> NativeRuntime:
-    runtime = runtime_of(weights(), choose("cpu", "auto", "int8"))
-    if not isinstance(runtime, NativeRuntime):
-        pytest.skip("no native decoder here")
-    return runtime
+    return native_runtime()
 
 
 @pytest.fixture(scope="module")
 def through_torch() -> TorchRuntime:
-    return TorchRuntime(weights().build_model().requires_grad_(False))
+    return torch_runtime()
 
 
 @pytest.fixture

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_engine import alone, asked, idle, weights
+from helpers_engine import alone, asked, idle, native_runtime, torch_runtime
 
-from gpt2chat.decoding import choose, runtime_of
 from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError, ContextError, EngineFull
 from gpt2chat.explanation import explain
@@ -30,15 +29,12 @@ from gpt2chat.streams import Drawn, Reader
 
 @pytest.fixture(scope="module")
 def native() -> NativeRuntime:
-    runtime = runtime_of(weights(), choose("cpu", "auto", "int8"))
-    if not isinstance(runtime, NativeRuntime):
-        pytest.skip("no native decoder here")
-    return runtime
+    return native_runtime()
 
 
 @pytest.fixture(scope="module")
 def through_torch() -> TorchRuntime:
-    return TorchRuntime(weights().build_model().requires_grad_(False))
+    return torch_runtime()
 
 
 @pytest.fixture

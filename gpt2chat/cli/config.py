@@ -36,29 +36,19 @@ KINDS: dict[type[Any], tuple[tuple[type, ...], str]] = {
 def config_option(function: Any) -> Any:
     """Add --config, which sets the defaults of the command's other options before they are read."""
     words = "TOML or JSON file with these options: epochs = 20; paths are relative to it."
-    option = click.option(
-        "--config",
-        type=click.Path(path_type=Path),
-        is_eager=True,
-        expose_value=False,
-        callback=_take,
-        help=words,
-    )
-    return option(function)
+    return _eager(_take, words)(function)
 
 
 def service_option(function: Any) -> Any:
     """Add --config to a server's command; besides options it takes `config.yml` of Dell's chatbot service."""
     words = "TOML or JSON file with these options, or config.yml of Dell's chatbot service."
-    option = click.option(
-        "--config",
-        type=click.Path(path_type=Path),
-        is_eager=True,
-        expose_value=False,
-        callback=_take_service,
-        help=words,
-    )
-    return option(function)
+    return _eager(_take_service, words)(function)
+
+
+def _eager(take: Any, words: str) -> Any:
+    """Return what adds --config, which is read before all other options."""
+    path = click.Path(path_type=Path)
+    return click.option("--config", type=path, is_eager=True, expose_value=False, callback=take, help=words)
 
 
 def service_of(context: click.Context) -> ServiceFile | None:

@@ -87,7 +87,7 @@ async def completion(request: Request) -> Response:
     await service.turn()
     service.check_name(wanted.model)
     tokenizer, scored = service.tokenizer, wanted.logprobs is not None
-    prompts = [tokenizer.encode(one) if isinstance(one, str) else one for one in wanted.prompt]
+    prompts = [await service.encode(one) if isinstance(one, str) else one for one in wanted.prompt]
     prompts = [ids or [tokenizer.end_id] for ids in prompts]  # GPT-2 begins a text behind the end of another
     for ids in prompts:
         service.check_prompt(ids, room=wanted.max_tokens != 0)
@@ -151,8 +151,8 @@ async def explain(request: Request) -> Response:
     wanted = parse(ExplainRequest, await request.body())
     *asked, answer = [message.message() for message in wanted.messages]
     service = service_of(request)
-    said = service.tokenizer.encode(service.template.lead + answer.content)
-    prompt, _ = await service.prompt(asked, min(len(said), 256))
+    said = await service.encode(service.template.lead + answer.content)
+    prompt, _ = await service.prompt(asked, service.settings.generation.max_new_tokens)
     room = service.context_length - len(prompt)
     found = await unless_left(request.receive, _scores(request, [*prompt, *said[:room]], len(prompt), 5))
     lead = len(service.template.lead)

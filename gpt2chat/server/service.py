@@ -147,6 +147,13 @@ class Service:
         except ContextError as error:
             raise too_long(str(error)) from None
 
+    async def encode(self, text: str) -> list[int]:
+        """Return the ids of a text; raises ApiError 400 for one that cannot fit, however it is spelled."""
+        most = self.context_length * LONGEST_TOKEN
+        if len(text) > most:
+            raise too_long(f"the prompt has {len(text)} characters, more than {most} cannot fit the context", "prompt")
+        return await asyncio.to_thread(self.tokenizer.encode, text) if len(text) > LONG else self.tokenizer.encode(text)
+
     def check_prompt(self, ids: Sequence[int], room: bool = True) -> None:
         """Raise ApiError 400 for ids that the model does not have, or too many; `room` leaves one for an answer."""
         loaded, _ = self.opened()
