@@ -63,6 +63,7 @@ def served(
     *,
     streams: int = 8,
     waiting: int = 64,
+    workers: int = 1,
     policy: Policy | None = None,
     limits: Limits | None = None,
     **settings: Any,
@@ -71,21 +72,22 @@ def served(
     loaded, runtime = open_model(str(model), choose(), pretrained.load)
     limits = limits or Limits()
     settings.setdefault("generation", GenerationConfig(temperature=0.8, max_new_tokens=64))
-    service = Service(Settings("tiny", limits=limits, **settings))
-    engine = Engine(runtime, streams=streams, waiting=waiting, per_client=waiting)
-    service.open(loaded, [engine])
+    service = Service(Settings("tiny", limits=limits, **settings), workers)
+    engines = [Engine(runtime, streams=streams, waiting=waiting, per_client=waiting) for _ in range(workers)]
+    service.open(loaded, engines)
     draining, ready, door = asyncio.Event(), threading.Event(), listen("127.0.0.1", 0)
     server = Server(Guard(application(service), policy or Policy(), limits, draining), limits, draining, ready.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": list(door.sockets)})
     thread.start()
     try:
         assert ready.wait(30)
-        yield Served(door.url, service, engine, server)
+        yield Served(door.url, service, engines[0], server)
     finally:
         server.should_exit = True
         thread.join(30)
         door.close()
-        engine.close()
+        for engine in engines:
+            engine.close()
         assert not thread.is_alive()
 
 

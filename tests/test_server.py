@@ -517,6 +517,24 @@ def test_figures_grow_with_what_is_asked(server: Served) -> None:
     assert "gpt2chat_first_token_seconds_bucket" in text
 
 
+def test_two_workers_share_what_is_asked_and_say_which_answers(tiny: Path) -> None:
+    with served(tiny, streams=1, workers=2) as server:
+        slow = server.engine.runtime.forward_batch
+        server.engine.runtime.forward_batch = lambda parts: (time.sleep(0.005), slow(parts))[1]  # type: ignore[method-assign]
+        body, found = {"messages": [USER], **GREEDY, "max_tokens": 60}, list[list[Any]]()
+        ask = lambda: found.append(events(server.post("/chat/completions", body).text))  # noqa: E731
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        _until(lambda: server.get("/stats").json()["busy_workers"] == 2)
+        for thread in threads:
+            thread.join()
+        assert sorted(chunks[0]["gpu"] for chunks in found) == [0, 1]
+        assert content(found[0]) == content(found[1])
+        stats = server.get("/stats").json()
+        assert (stats["total_workers"], stats["available_workers"], len(stats["workers"])) == (2, 2, 2)
+
+
 def test_before_the_model_is_there_requests_are_told_to_wait(tiny: Path) -> None:
     with served(tiny) as server:
         fleet, server.service.engine = server.service.engine, None
