@@ -307,12 +307,12 @@ def fit(
         return whole, 0
     ruler = _Ruler(system, template, tokenizer)
     tail, budget = len(render_prompt(newest, template, tokenizer)), max_tokens - ruler.length(system)
-    if budget <= 0:
-        raise ContextError(
-            f"the system prompt has {max_tokens - budget} tokens with its markers, the context leaves {max_tokens}: "
-            "shorten it, or lower max_new_tokens"
-        )
     if budget < (alone := tail + ruler.opening(newest)):
+        if budget <= 0:
+            raise ContextError(
+                f"the system prompt has {max_tokens - budget} tokens with its markers, the context leaves "
+                f"{max_tokens}: shorten it, or lower max_new_tokens"
+            )
         raise ContextError(
             f"the message has {alone} tokens with its markers, the context leaves {budget}: "
             "shorten it, or lower max_new_tokens"

@@ -856,16 +856,10 @@ def test_the_rows_of_nanochats_web_server_run_and_do_what_they_promise(place: Pa
         follow(BROWSER, place, programs, server.port)
 
 
-SOON = ("NanoLLM",)  # the sections that are not left to the slow tests
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "section",
-    [
-        pytest.param(name, marks=() if name in SOON else pytest.mark.slow)
-        for name in EFFECTS
-        if name not in ("nanochat", BROWSER)
-    ],
+    [name for name in EFFECTS if name not in ("nanochat", BROWSER)],
 )
 def test_the_rows_of_a_section_run_and_do_what_they_promise(section: str, place: Path, programs: Programs) -> None:
     if section == "nanoGPT":

@@ -127,7 +127,8 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_form_takes_more_memory_than_the_network_and_a_fifth(
     dtype: str, places: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -108,6 +108,7 @@ def test_greedy_ids_equal_the_reference(small: transformers.GPT2LMHeadModel, mod
     assert greedy(model, prompt, 100) == expected
 
 
+@pytest.mark.slow
 def test_greedy_ids_equal_the_reference_at_124m(released: transformers.GPT2LMHeadModel) -> None:
     prompt = random_ids(1, 20, vocab=50257)
     assert greedy(ours(released), prompt, 100) == reference_greedy(released, prompt, 100)
