@@ -83,9 +83,9 @@ class Service:
         """
         template = self.settings.template or loaded.template
         template.check_ids(loaded.config.vocab_size, self.tokenizer)
-        self._loaded, self.engine = loaded, Fleet(engines)
         if self.settings.fallback is not None:
             self._judge = confidence.judge_of(name, loaded.taught, log.warning)
+        self._loaded, self.engine = loaded, Fleet(engines)
 
     @property
     def ready(self) -> bool:
