@@ -313,8 +313,9 @@ def fit(
                 f"the system prompt has {max_tokens - budget} tokens with its markers, the context leaves "
                 f"{max_tokens}: shorten it, or lower max_new_tokens"
             )
+        beside = f" beside a system prompt of {max_tokens - budget}" if system else ""
         raise ContextError(
-            f"the message has {alone} tokens with its markers, the context leaves {budget}: "
+            f"the message has {alone} tokens with its markers, the context leaves {budget}{beside}: "
             "shorten it, or lower max_new_tokens"
         )
     kept = ruler.fitting((examples, old), budget - tail)

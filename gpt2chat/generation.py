@@ -150,8 +150,8 @@ def checked(
 class StopFilter:
     """Cuts a stream of text at the first stop string and holds back what may become one.
 
-    `stopped` tells whether a stop string was met; nothing after it comes out. A text that opens with `lead` is not cut
-    within it.
+    `stopped` tells whether a stop string was met; nothing after it comes out. Where a text opens with `lead`, which its
+    reader does not see, only what follows is looked at.
     """
 
     def __init__(self, stop: Iterable[str], lead: str = "") -> None:
@@ -180,8 +180,8 @@ class StopFilter:
         return out
 
     def _find(self, string: str) -> int:
-        """Return where a stop string begins that does not end within the lead; -1 for none."""
-        return self._held.find(string, max(0, self._led + 1 - len(string)))
+        """Return where a stop string begins behind the lead; -1 for none."""
+        return self._held.find(string, self._led)
 
     def flush(self) -> str:
         """Return what was held back when the stream ends without a stop string."""
@@ -190,7 +190,7 @@ class StopFilter:
 
     def _overlap(self, string: str) -> int:
         """Length of the longest end of the held text that begins `string`."""
-        for size in range(min(len(string) - 1, len(self._held)), 0, -1):
+        for size in range(min(len(string) - 1, len(self._held) - self._led), 0, -1):
             if self._held.endswith(string[:size]):
                 return size
         return 0

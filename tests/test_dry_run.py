@@ -74,7 +74,7 @@ def test_parameters_are_counted_without_building_the_network(tiny_model: GPT2, t
 def test_a_rough_run_takes_the_epochs_that_training_takes() -> None:
     epochs, steps, seconds = rough_run(SMALL, "conversations", 4096)
     assert (epochs, steps) == (30, 90)
-    assert rough_run(SMALL, "conversations", 40_960)[2] > seconds
+    assert rough_run(SMALL, "conversations", 4_096_000)[2] > seconds
     assert rough_run(SMALL, "texts", 100_000_000)[0] == 1
 
 

@@ -105,9 +105,18 @@ def serve_command(checkpoint: str | None, client: str | None, **options: Any) ->
     _log_to_stderr()
     sys.setswitchinterval(SWITCH_S)
     name = named(checkpoint, options["source"], options["model_tag"], options["step"])
+    _check_file(name)
     received = _serve(_workers(name, policy, options), _settings(name, options), policy, options)
     say("stopped")
     sys.exit(128 + received if received == signal.SIGINT else 0)
+
+
+def _check_file(name: str) -> None:
+    """Raise CheckpointError for a file that is not there, before the door opens."""
+    if Path(name).suffix in (".pt", ".pth") and not Path(name).exists():
+        from gpt2chat import checkpoint
+
+        checkpoint.load(name)
 
 
 def _serve(workers: Workers, settings: Settings, policy: Policy, options: dict[str, Any]) -> int | None:

@@ -15,7 +15,14 @@ from gpt2chat.server.answers import Answering, Placed, Question, late
 from gpt2chat.server.exchange import Exchange
 from gpt2chat.server.faults import ApiError
 from gpt2chat.server.nanochat import NanochatRequest, parse_nanochat
-from gpt2chat.server.protocol import ChatRequest, CompletionRequest, ExplainRequest, FeedbackRequest, parse
+from gpt2chat.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    ExplainRequest,
+    FeedbackRequest,
+    StreamOptions,
+    parse,
+)
 from gpt2chat.server.replies import at_leaving, unless_left
 from gpt2chat.server.service import Service
 from gpt2chat.server.shapes import ChatShape, Echo, NanochatShape, TextShape
@@ -76,7 +83,7 @@ async def _chat(
     for answer in answers:
         answer.judge = service.doubting(messages, written.extra)
     at_leaving(request.scope, (answer.stream.drop for answer in answers))
-    exchange = Exchange(service, answers, written, messages[-1].content)
+    exchange = Exchange(service, answers, written, [messages[-1].content])
     return await exchange.respond(request.receive, wanted.stream_options, streamed)
 
 
@@ -98,7 +105,13 @@ async def completion(request: Request) -> Response:
         whole = written.echoed(sum(map(len, prompts)))
         if not wanted.stream:
             return JSONResponse(whole)
-        return Response(event(whole) + DONE, media_type="text/event-stream")
+        took = whole.pop("usage")
+        told = (
+            event({**whole, "choices": [], "usage": took})
+            if (wanted.stream_options or StreamOptions()).include_usage
+            else b""
+        )
+        return Response(event(whole) + told + DONE, media_type="text/event-stream")
     config = wanted.generation(service.settings.generation, wanted.max_tokens or USUAL_TEXT)
     answers = list[Answering]()
     try:
@@ -111,7 +124,7 @@ async def completion(request: Request) -> Response:
         service.leave(answers)
         raise
     at_leaving(request.scope, (answer.stream.drop for answer in answers))
-    exchange = Exchange(service, answers, written, tokenizer.decode(prompts[0]))
+    exchange = Exchange(service, answers, written, [tokenizer.decode(ids) for ids in prompts])
     return await exchange.respond(request.receive, wanted.stream_options, bool(wanted.stream))
 
 

@@ -23,17 +23,17 @@ log = logging.getLogger("gpt2chat.server")
 
 
 class Exchange:
-    """Answers to one request, and how they are written. `asked` is the question, for the chat log."""
+    """Answers to one request, and how they are written. `asked` are the questions, for the chat log."""
 
     def __init__(
         self,
         service: Service,
         answers: Sequence[Answering],
         shape: ChatShape,
-        asked: str,
+        asked: Sequence[str],
     ) -> None:
         self._service, self._answers, self._shape, self._asked = service, answers, shape, asked
-        self._pieces, self._texts = merged(answers), list[str]()
+        self._pieces, self._texts = merged(answers), [list[str]() for _ in answers]
         self._closed = False
 
     async def respond(self, receive: Receive, options: StreamOptions | None, streamed: bool) -> Response:
@@ -56,8 +56,8 @@ class Exchange:
             return [self._noted(piece) async for piece in pieces]
 
     def _noted(self, piece: Piece) -> Piece:
-        if self._service.chat_log and piece.index == 0:
-            self._texts.append(piece.text)
+        if self._service.chat_log:
+            self._texts[piece.index].append(piece.text)
         return piece
 
     async def _events(self, first: Piece, options: StreamOptions) -> AsyncGenerator[tuple[bytes, bool], None]:
@@ -110,4 +110,7 @@ class Exchange:
             first.finish_reason or "left",
         )
         if self._service.chat_log:
-            self._service.chat_log.write(self._asked, "".join(self._texts), first.seconds, first.stream.new_tokens)
+            each = len(self._answers) // len(self._asked)
+            for number, (answer, text) in enumerate(zip(self._answers, self._texts, strict=True)):
+                asked = self._asked[number // each]
+                self._service.chat_log.write(asked, "".join(text), answer.seconds, answer.stream.new_tokens)

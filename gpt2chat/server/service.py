@@ -86,6 +86,10 @@ class Service:
         if self.settings.fallback is not None:
             self._judge = confidence.judge_of(name, loaded.taught, log.warning)
         self._loaded, self.engine = loaded, Fleet(engines)
+        try:
+            self._prompt([Message("user", "?")], self.settings.generation.max_new_tokens)
+        except ContextError as error:
+            raise ConfigError(f"system: expected a text that leaves room for questions: {error}") from None
 
     @property
     def ready(self) -> bool:
@@ -128,7 +132,7 @@ class Service:
         """Raise ApiError 404 for a model that is not served here; none at all means this one."""
         if name and name not in self.names:
             shown = name if len(name) <= 60 else f"{name[:60]}…"
-            message = f"model {shown!r} is not served here, expected one of {', '.join(self.names)}"
+            message = f"model {shown.strip()!r} is not served here, expected one of {', '.join(self.names)}"
             raise ApiError(404, message, param="model", code="model_not_found")
 
     async def prompt(self, messages: Sequence[Message], max_new_tokens: int) -> tuple[list[int], int]:
@@ -179,7 +183,9 @@ class Service:
         shown = [message for message in kept if id(message) in mine]
         prompt = render_prompt(kept, template, self.tokenizer)
         if len(prompt) > (settings.max_length or n_ctx):
-            raise ContextError(f"the message makes {len(prompt)} tokens, at most {settings.max_length} are taken here")
+            beside = " with its system prompt" if system else ""
+            found = f"the message has {len(prompt)} tokens{beside}"
+            raise ContextError(f"{found}, at most {settings.max_length} are taken here")
         return prompt, len(turns(live)) - len(turns(shown))
 
     @property
