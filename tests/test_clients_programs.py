@@ -96,7 +96,7 @@ def test_the_snippets_for_llm(server: Served, tmp_path: Path) -> None:
 @needs_llm
 @pytest.mark.slow
 def test_llm_and_its_options(server: Served, tmp_path: Path) -> None:
-    once = printed(server, "llm").splitlines()[1].removesuffix(" 'Hello!'")
+    once = next(line for line in printed(server, "llm").splitlines() if line[0] != "#").removesuffix(" 'Hello!'")
     expected = answer(server, temperature=1.2, seed=4, max_tokens=20)
     drawn = "-o temperature 1.2 -o seed 4 -o max_tokens 20"
     for options in (drawn, f"{drawn} --no-stream"):
