@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gpt2chat.server import endpoints
-from gpt2chat.server.faults import ApiError
+from gpt2chat.server.faults import ApiError, own_fault
 from gpt2chat.server.replies import ClientLeft
 from gpt2chat.server.service import Service
 
@@ -129,4 +129,4 @@ async def _client_left(request: Request, error: ClientLeft) -> Response:
 
 
 async def _fault(request: Request, error: Exception) -> Response:
-    return _written(request, ApiError(500, "the server met a fault of its own"))
+    return _written(request, own_fault())

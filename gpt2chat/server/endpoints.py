@@ -14,7 +14,7 @@ from gpt2chat.server import openapi
 from gpt2chat.server.answers import Answering, Placed, Question, late
 from gpt2chat.server.exchange import Exchange
 from gpt2chat.server.faults import ApiError
-from gpt2chat.server.nanochat import NanochatRequest, parse_nanochat
+from gpt2chat.server.nanochat import LooseRequest, parse_nanochat
 from gpt2chat.server.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -60,7 +60,7 @@ async def nanochat(request: Request) -> Response:
 
 async def _chat(
     request: Request,
-    wanted: ChatRequest | NanochatRequest,
+    wanted: ChatRequest | LooseRequest,
     most: int | None,
     logprobs: int | None,
     shape: type[ChatShape],
@@ -78,8 +78,7 @@ async def _chat(
     question = Question(prompt, config, stop, template.lead, needed, client_of(request), bool(wanted.ignore_eos))
     written = shape(service.settings.model, logprobs is not None, {"dropped_turns": dropped})
     answers = service.ask(question, wanted.n or 1)
-    if isinstance(written, NanochatShape):
-        written.workers = [answer.stream.worker for answer in answers]
+    written.workers = [answer.stream.worker for answer in answers]
     for answer in answers:
         answer.judge = service.doubting(messages, written.extra)
     at_leaving(request.scope, (answer.stream.drop for answer in answers))

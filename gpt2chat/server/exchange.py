@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive
 
 from gpt2chat.server.answers import Answering, Piece, merged
-from gpt2chat.server.faults import ApiError
+from gpt2chat.server.faults import ApiError, own_fault
 from gpt2chat.server.guard import describe
 from gpt2chat.server.protocol import StreamOptions
 from gpt2chat.server.replies import EventStream, unless_left
@@ -90,7 +90,7 @@ class Exchange:
             yield event(error.body()), False
         except Exception as error:
             log.error("an answer failed: %s", describe(error))  # not its text, which may quote what was said
-            yield event(ApiError(500, "the server met a fault of its own").body()), False
+            yield event(own_fault().body()), False
 
     def close(self) -> None:
         """End what has not ended, and take down what it took."""

@@ -37,3 +37,8 @@ class ApiError(Exception):
         """Return the body as JSON; with `detail` also in the form that nanochat's clients read."""
         body = {"detail": self.message, **self.body()} if detail else self.body()
         return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def own_fault() -> ApiError:
+    """Return what a client is told of a bug."""
+    return ApiError(500, "the server met a fault of its own")

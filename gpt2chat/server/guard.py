@@ -15,7 +15,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gpt2chat.errors import ConfigError
-from gpt2chat.server.faults import ApiError
+from gpt2chat.server.faults import ApiError, own_fault
 from gpt2chat.server.limits import Limits
 from gpt2chat.server.names import fresh, is_address, loopback, origin_of, parse_host, parse_origin
 
@@ -172,7 +172,7 @@ class Guard:
             if reply.started:
                 raise
             self.refused(fault.status if fault else 500)
-            await reply.refuse(fault or ApiError(500, "the server met a fault of its own"), receive, self.limits.body)
+            await reply.refuse(fault or own_fault(), receive, self.limits.body)
 
     def check_form(self, visit: Visit) -> None:
         """Raise ApiError for a header too large, or one that another program could read differently."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from gpt2chat.server.faults import ApiError
-from gpt2chat.server.protocol import ChatMessage, Model, Sampling, parse
+from gpt2chat.server.protocol import Said, Sampling, parse
 
 MESSAGES, CHARACTERS, ALL_CHARACTERS, TEMPERATURE, TOP_K, TOKENS = 500, 8000, 32000, 2.0, 200, 4096
 LIMITS = {
@@ -22,11 +22,8 @@ LIMITS = {
 }
 
 
-class LooseMessage(Model):
+class LooseMessage(Said):
     """A message whose role is checked later, with nanochat's words."""
-
-    role: str
-    content: str = ""
 
 
 class LooseRequest(Sampling):
@@ -40,20 +37,11 @@ class LooseRequest(Sampling):
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
 
-class NanochatRequest(Sampling):
-    """A checked body of /chat/completions."""
-
-    messages: list[ChatMessage]
-    max_tokens: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-
-
-def parse_nanochat(body: bytes) -> NanochatRequest:
+def parse_nanochat(body: bytes) -> LooseRequest:
     """Read a request; raises ApiError 400 with nanochat's words."""
     wanted = parse(LooseRequest, body)
     _check(wanted)
-    return NanochatRequest.model_validate(wanted.model_dump())
+    return wanted
 
 
 def _check(wanted: LooseRequest) -> None:

@@ -138,11 +138,20 @@ def replaced(default: GenerationConfig, given: dict[str, Any]) -> GenerationConf
     return dataclasses.replace(default, **{name: value for name, value in given.items() if value is not None})
 
 
-class ChatMessage(Model):
-    """One message of a conversation."""
+class Said(Model):
+    """A message: who speaks, and what is said."""
 
     role: str
     content: str = ""
+
+    def message(self) -> Message:
+        """Return it as the model's side knows it."""
+        content = self.content if self.role == "assistant" else self.content.strip()
+        return Message(ROLES[self.role], content)
+
+
+class ChatMessage(Said):
+    """One message of a conversation, in any of the forms that OpenAI's API has for text."""
 
     @field_validator("role")
     @classmethod
@@ -166,11 +175,6 @@ class ChatMessage(Model):
                     'expected a text, or a list of {"type": "text", "text": …}: this model reads text only'
                 )
         return "".join(part["text"] for part in value)
-
-    def message(self) -> Message:
-        """Return it as the model's side knows it."""
-        content = self.content if self.role == "assistant" else self.content.strip()
-        return Message(ROLES[self.role], content)
 
 
 class ChatRequest(Sampling):

@@ -298,7 +298,7 @@ class Service:
         }
         return {
             "model": self.settings.model,
-            "description": f"{pretrained.describe(loaded).partition(': ')[2]}; {fleet.engines[0].runtime.description}",
+            "description": f"{pretrained.describe(loaded).partition(': ')[2]}; {fleet.runtime.description}",
             "context_length": loaded.config.n_ctx,
             "trained_length": loaded.trained_length,
             "version": __version__,

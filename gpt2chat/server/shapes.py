@@ -19,6 +19,7 @@ class ChatShape:
     def __init__(self, model: str, scored: bool, extra: dict[str, Any], prompts: int = 1) -> None:
         self.head, self.prompts = Head(self.kind, model), prompts
         self._scores, self.extra = Scores() if scored else None, extra
+        self.workers = [0]  # which of them gives each answer
 
     def opening(self, count: int) -> list[dict[str, Any]]:
         """Return the chunks that begin a stream of so many answers."""
@@ -52,8 +53,10 @@ class ChatShape:
         for answer in joined(pieces, len(answers)):
             message = {"role": "assistant", "content": answer.text, "refusal": None}
             choices.append(self._choice(answer.index, {"message": message}, answer.tokens, answer.finish_reason))
-        whole = self.head.envelope(choices, chunk=False)
-        return {**whole, "usage": usage(answers, self.prompts), "gpt2chat": self.extra}
+        return self._body(choices, usage(answers, self.prompts))
+
+    def _body(self, choices: list[dict[str, Any]], took: dict[str, Any]) -> dict[str, Any]:
+        return {**self.head.envelope(choices, chunk=False), "usage": took, "gpt2chat": self.extra}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self.head.envelope(choices, chunk=True)
@@ -71,7 +74,6 @@ class NanochatShape(ChatShape):
     def __init__(self, model: str, scored: bool, extra: dict[str, Any], prompts: int = 1) -> None:
         super().__init__(model, scored, extra, prompts)
         self._ends = list[dict[str, Any]]()
-        self.workers = [0]  # which of them gives each answer
 
     def piece(self, piece: Piece) -> list[dict[str, Any]]:
         """Return the chunk of a piece; the end is kept for the end."""
@@ -128,15 +130,14 @@ class TextShape(ChatShape):
             echo, moved = self._echo(answer.index), self._moved(answer)
             text, tokens = echo.text + answer.text, [*echo.tokens, *moved]
             choices.append(self._text(answer.index, text, tokens, answer.finish_reason))
-        whole = self.head.envelope(choices, chunk=False)
-        return {**whole, "usage": usage(answers, self.prompts), "gpt2chat": self.extra}
+        return self._body(choices, usage(answers, self.prompts))
 
     def echoed(self, prompt_tokens: int) -> dict[str, Any]:
         """Return the object of a response that only repeats prompts."""
         echoes = [self._echo(index) for index in range(self.prompts * self._each)]
         choices = [self._text(index, echo.text, echo.tokens, "length") for index, echo in enumerate(echoes)]
         took = {"prompt_tokens": prompt_tokens, "completion_tokens": 0, "total_tokens": prompt_tokens}
-        return {**self.head.envelope(choices, chunk=False), "usage": took, "gpt2chat": self.extra}
+        return self._body(choices, took)
 
     def _echo(self, index: int) -> Echo:
         return self._echoes[index // self._each] if self._echoes else Echo("")
