@@ -20,11 +20,13 @@ from pathlib import Path
 
 import click
 import numpy as np
+from generate import Generator
 
 from gpt2chat.conversation import Message, render
 from gpt2chat.templates import TEMPLATES
 from gpt2chat.tokenizer import Tokenizer
 
+HERE = Path(__file__).parent
 SEED = 0
 MAX_DOCUMENT = 480  # tokens of one conversation
 MAX_PAIR = 300  # tokens of one question and its answer
@@ -44,33 +46,38 @@ class Source:
     kind: str
     licence: str
     origin: str
-    repeats: int
+    repeats: float  # in the long run; below 1, that share of the documents
+    closing: float  # in the closing run, in which the rate of learning falls and the mix is what the model is for
     cap: int | None = None  # tokens before repeats
 
 
+OURS, MADE = "gpt2chat contributors", 40_000  # who wrote the texts in data/; how many conversations patterns give
 SOURCES = (
+    Source("written-dialogues", "dialogues/*.txt", "written", "MIT", OURS, 5, 5),
+    Source("written-answers", "answers/*.txt", "rows", "MIT", OURS, 6, 6),
+    Source("made-dialogues", "patterns", "made", "MIT", OURS, 1, 0.5),
     Source("self-dialogue", "self-dialogue-corpus/*.jsonl.xz", "dialogues", "BSD-3-Clause",
-           "github.com/jfainberg/self_dialogue_corpus @ 113a1b0f (Fainberg et al., arXiv 1809.06641)", 3),
+           "github.com/jfainberg/self_dialogue_corpus @ 113a1b0f (Fainberg et al., arXiv 1809.06641)", 0.5, 0.03),
     Source("topical-chat", "topical-chat/*.jsonl.xz", "dialogues", "CDLA-Sharing-1.0",
-           "github.com/alexa/Topical-Chat @ 7c939229, valid and test conversations", 3),
+           "github.com/alexa/Topical-Chat @ 7c939229, valid and test conversations", 0.5, 0),
     Source("taskmaster-4", "taskmaster-4/*.jsonl.xz", "dialogues", "CC-BY-4.0",
-           "github.com/google-research-datasets/Taskmaster @ d92cb6af, TM-4-2024 (Byrne, Ganesh, Google)", 2),
+           "github.com/google-research-datasets/Taskmaster @ d92cb6af, TM-4-2024 (Byrne, Ganesh, Google)", 1, 0.2),
     Source("tinytalks", "tinytalks/pairs.json", "pairs", "CC-BY-4.0",
-           "github.com/MLSysBook/TinyTorch @ 02364f80, datasets/tinytalks (TinyTorch Contributors)", 20),
+           "github.com/MLSysBook/TinyTorch @ 02364f80, datasets/tinytalks (TinyTorch Contributors)", 4, 1),
     Source("chatterbot", "chatterbot-corpus-english/pairs.json", "pairs", "BSD-3-Clause",
-           "github.com/gunthercox/chatterbot-corpus @ a01efece (Copyright 2017 Gunther Cox)", 4),
+           "github.com/gunthercox/chatterbot-corpus @ a01efece (Copyright 2017 Gunther Cox)", 1, 0),
     Source("llms-from-scratch", "llms-from-scratch-instructions/pairs.json", "instructions", "Apache-2.0",
-           "github.com/rasbt/LLMs-from-scratch @ 28c65cdf, ch07 (copyright Sebastian Raschka)", 6),
+           "github.com/rasbt/LLMs-from-scratch @ 28c65cdf, ch07 (copyright Sebastian Raschka)", 2, 1),
     Source("alpaca-demo", "llama-factory-demo/pairs-alpaca_en_demo.json", "instructions", "Apache-2.0",
-           "github.com/hiyouga/LLaMA-Factory @ ff6d4d12, data/alpaca_en_demo.json", 4),
+           "github.com/hiyouga/LLaMA-Factory @ ff6d4d12, data/alpaca_en_demo.json", 2, 0.5),
     Source("tinystories", "text/tinystories-sample.txt.xz", "stories", "CDLA-Sharing-1.0",
-           "TinyStories, a sample", 2),
+           "TinyStories, a sample", 1, 0.1),
     Source("storybooks", "text/storybooks-asp-pb.txt", "stories", "CC-BY / public domain",
-           "global-asp/asp-source and global-asp/pb-source, English", 2),
-    Source("aesop", "text/aesop-for-children.txt", "stories", "public domain", "The Aesop for Children", 2),
-    Source("wikinews", "text/wikinews-en.txt.xz", "news", "CC-BY-2.5", "Wikinews, English", 1, 3_000_000),
+           "global-asp/asp-source and global-asp/pb-source, English", 1, 0.2),
+    Source("aesop", "text/aesop-for-children.txt", "stories", "public domain", "The Aesop for Children", 1, 0.2),
+    Source("wikinews", "text/wikinews-en.txt.xz", "news", "CC-BY-2.5", "Wikinews, English", 0.3, 0.02, 3_000_000),
     Source("classic-books", "text/classic-books.txt.xz", "books", "public domain",
-           "185 classic books", 1, 4_000_000),
+           "185 classic books", 0.3, 0.02, 4_000_000),
 )  # fmt: skip
 
 QUOTES = str.maketrans(
@@ -234,7 +241,28 @@ def books(text: str, encode: Encode) -> Iterator[Unit]:
             run += [paragraph] if prose else []
 
 
-READERS = {f.__name__: f for f in (dialogues, pairs, stories, news, books)}
+def written(text: str, encode: Encode) -> Iterator[Unit]:
+    """Read conversations of `User:` and `Bot:` lines, an empty line between two."""
+    roles = {"User": "user", "Bot": "assistant"}
+    for block in re.split(r"\n\s*\n", text.strip()):
+        turns = [line.split(": ", 1) for line in block.splitlines()]
+        messages = [Message(roles[who], normalise(said)) for who, said in turns]
+        if [message.role for message in messages] != ["user", "assistant"] * (len(messages) // 2):
+            raise click.ClickException(f"expected User and Bot in turn, found {block!r}")
+        yield from cut(messages, encode)
+
+
+def rows(text: str, encode: Encode) -> Iterator[Unit]:
+    """Read questions (`? `), each with the answer (`! `) behind them."""
+    for block in re.split(r"\n\s*\n", text.strip()):
+        lines = block.splitlines()
+        (answer,) = (line[2:] for line in lines if line.startswith("! "))
+        for line in lines:
+            if line.startswith("? "):
+                yield Message("user", normalise(line[2:])), Message("assistant", normalise(answer))
+
+
+READERS = {f.__name__: f for f in (dialogues, pairs, stories, news, books, written, rows)}
 READERS["instructions"] = partial(pairs, mend=False)
 
 
@@ -260,7 +288,12 @@ def chains(units: list[Unit], encode: Encode, rng: random.Random) -> Iterator[li
 def load(source: Source, folder: Path, encode: Encode, seen: set[str]) -> list[tuple[Unit, list[int]]]:
     """Return a source's distinct documents in a random order, up to its cap."""
     units: list[Unit] = []
-    for path in sorted(folder.glob(source.path)):
+    if source.licence == "MIT":
+        folder = HERE / "data"
+    if source.kind == "made":
+        between = [unit for path in sorted(folder.glob("dialogues/*.txt")) for unit in written(path.read_text("utf-8"), encode)]
+        units += Generator(folder / source.path, between).conversations(MADE, SEED)
+    for path in sorted(folder.glob(source.path)) if source.kind != "made" else ():
         data = path.read_bytes()
         text = (lzma.decompress(data) if path.suffix == ".xz" else data).decode("utf-8")
         for unit in READERS[source.kind](text, encode):
@@ -279,21 +312,26 @@ def load(source: Source, folder: Path, encode: Encode, seen: set[str]) -> list[t
     return documents
 
 
-def split(source: Source, documents: list[tuple[Unit, list[int]]], encode: Encode) -> tuple[list, list]:
-    """Return the training documents with repeats, and the held-out ones."""
+def split(source: Source, documents: list[tuple[Unit, list[int]]], encode: Encode) -> tuple[list, list, list]:
+    """Return the documents of the long run and of the closing run with their repeats, and the held-out ones."""
     count = min(HELDOUT_MAX, max(1, round(HELDOUT_SHARE * len(documents))))
     heldout, kept = documents[:count], documents[count:]
     rng = random.Random(f"{SEED} {source.name} repeats")
-    if source.kind in ("pairs", "instructions"):
-        units = [unit for unit, _ in kept]
-        train = [ids for _ in range(source.repeats) for ids in chains(units, encode, rng)]
-    else:
-        train = [ids for _, ids in kept] * source.repeats
-    return [np.array(ids, np.uint16) for ids in train], [np.array(ids, np.uint16) for _, ids in heldout]
+
+    def repeated(times: float) -> list[np.ndarray]:
+        drawn = [kept] * int(times) + [rng.sample(kept, int(times % 1 * len(kept)))]
+        if source.kind in ("pairs", "instructions", "rows"):
+            found = [ids for part in drawn for ids in chains([unit for unit, _ in part], encode, rng)]
+        else:
+            found = [ids for part in drawn for _, ids in part]
+        return [np.array(ids, np.uint16) for ids in found]
+
+    return repeated(source.repeats), repeated(source.closing), [np.array(ids, np.uint16) for _, ids in heldout]
 
 
 def write(folder: Path, name: str, documents: list[np.ndarray]) -> None:
     """Write documents as one run of ids, and their offsets."""
+    folder.mkdir(parents=True, exist_ok=True)
     np.concatenate(documents).tofile(folder / f"{name}.bin")
     np.cumsum([0, *map(len, documents)], dtype=np.int64).tofile(folder / f"{name}.idx")
 
@@ -309,24 +347,27 @@ def main(datasets: Path, out: Path) -> None:
             return [*tokenizer.encode(unit), tokenizer.end_id]
         return list(render(unit, TEMPLATES["chat"], tokenizer).ids)
 
-    train, heldout, rows, seen = [], [], [], set()
+    runs: dict[str, list[np.ndarray]] = {"train": [], "closing": [], "heldout": []}
+    table, seen = [], set[str]()
     for source in SOURCES:
         documents = load(source, datasets, encode, seen)
-        learned, held = split(source, documents, encode)
-        train, heldout = train + learned, heldout + held
-        counts = {"documents": len(documents), "tokens": sum(len(ids) for _, ids in documents)}
-        counts |= {"train_documents": len(learned), "train_tokens": sum(map(len, learned))}
-        counts |= {"heldout_documents": len(held), "heldout_tokens": sum(map(len, held))}
-        rows.append(asdict(source) | counts)
-    random.Random(SEED).shuffle(train)
-    out.mkdir(parents=True, exist_ok=True)
-    write(out, "train", train)
-    write(out, "heldout", heldout)
-    totals = {field: sum(row[field] for row in rows) for field in counts}
-    manifest = {"seed": SEED, "sources": rows, "totals": totals}
+        row = asdict(source) | {"documents": len(documents), "tokens": sum(len(ids) for _, ids in documents)}
+        for name, part in zip(runs, split(source, documents, encode), strict=True):
+            runs[name] += part
+            row |= {f"{name}_documents": len(part), f"{name}_tokens": sum(map(len, part))}
+            if name == "heldout":
+                write(out, f"heldout.{source.name}", part)
+        table.append(row)
+    for name, documents in runs.items():
+        random.Random(SEED).shuffle(documents)
+        write(out, name, documents)
+    counts = [name for name in table[0] if name.endswith(("documents", "tokens"))]
+    totals = {name: sum(row[name] for row in table) for name in counts}
+    manifest = {"seed": SEED, "sources": table, "totals": totals}
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    for row in [*rows, {"name": "total", "repeats": ""} | totals]:
-        print(f"{row['name']:18} x{row['repeats']!s:3}", *(f"{row[k]:11,}" for k in counts), file=sys.stderr)
+    for row in [*table, {"name": "total", "repeats": "", "closing": ""} | totals]:
+        shares = f"x{row['repeats']!s:3} x{row['closing']!s:4}"
+        print(f"{row['name']:18} {shares}", *(f"{row[k]:11,}" for k in counts), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Train the demo model on the prepared corpus; stop and start it at any time.
 
+The long run keeps one rate, so that it can go on for as long as there is time. A closing run branches off from it: its
+rate falls to nothing, on a mix of what the model is for (warm-up, stable, decay: Hu et al. 2024, arXiv:2404.06395).
+
 The embedding has all 50,257 rows of GPT-2's vocabulary, but a full softmax over them would take most of the time.
 The loss is a sampled softmax (Jean et al. 2015, arXiv:1412.2007): the most frequent ids of the corpus are always
 scored, and of the rest the batch's own targets and a random sample, whose scores are raised by log(1 / sampled share)
@@ -20,11 +23,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from gpt2chat import pretrained
 from gpt2chat.hardware import autocast, pick_device, pick_dtype, tune_allocator
 from gpt2chat.model import GPT2, GPT2Config
 
 CONFIG = GPT2Config(n_layer=6, n_head=4, n_embd=256, n_ctx=512)
-ROWS, PEAK_RATE, WARMUP, FLOOR, DECAY = 8, 1.5e-3, 200, 0.05, 0.1
+ROWS, RATE, WARMUP, DECAY = 8, 1e-3, 100, 0.1
 FREQUENT, SAMPLED = 8192, 1024
 SAVE_SECONDS = 180
 
@@ -78,12 +82,9 @@ class SampledLoss:
         return F.cross_entropy(scores, torch.where(known, column[targets], -100))
 
 
-def rate(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to FLOOR of the peak."""
-    if step < WARMUP:
-        return PEAK_RATE * (step + 1) / WARMUP
-    done = (step - WARMUP) / max(1, steps - WARMUP)
-    return PEAK_RATE * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
+def rate(step: int, closing: int, closed: int) -> float:
+    """Linear warm-up and then one rate; in a closing run of `closing` steps, of which `closed` are done, down to 0."""
+    return RATE * min(1.0, (step + 1) / WARMUP) * (1 - closed / closing if closing else 1.0)
 
 
 @torch.no_grad()
@@ -115,58 +116,76 @@ def optimizer_for(model: GPT2) -> torch.optim.AdamW:
     linear = [p for name, p in model.named_parameters() if p.dim() == 2 and not name.startswith("wt")]
     rest = [p for name, p in model.named_parameters() if p.dim() == 1 or name.startswith("wt")]
     groups = [{"params": linear, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), fused=True)
+
+
+def begin(out: Path, model: GPT2, optimizer: torch.optim.Optimizer, weights: str | None, branch: Path | None) -> dict:
+    """Take up the state in `out`, else that of the run branched off from, else weights to begin with, else none."""
+    source = out if out.exists() else branch
+    if source is not None:
+        state = torch.load(source, weights_only=True)
+        model.load_state_dict(state.pop("model"))
+        optimizer.load_state_dict(state.pop("optimizer"))
+        return state
+    if weights is not None:
+        model.load_state_dict(pretrained.load(weights).build_model(torch.float32, torch.device("cpu")).state_dict())
+    return {"step": 0, "closed": 0, "seconds": 0.0}
 
 
 @click.command()
 @click.option("--corpus", type=click.Path(path_type=Path), required=True, help="Folder written by prepare.py.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Training state; continued if it is there.")
-@click.option("--steps", default=7500, show_default=True, help="Optimizer steps of 4,096 tokens.")
+@click.option("--begin_with", help="A model whose weights a new run begins with: demo, or a .pt.")
+@click.option("--branch", type=click.Path(exists=True, path_type=Path), help="State of the long run to close.")
+@click.option("--steps", default=75_000, show_default=True, help="Steps of 4,096 tokens of the long run.")
+@click.option("--closing", default=0, show_default=True, help="Steps of a closing run, in place of the long one.")
 @click.option("--stop_after", type=float, help="Stop after so many seconds, to go on later.")
-def main(corpus: Path, out: Path, steps: int, stop_after: float | None) -> None:
+def main(
+    corpus: Path, out: Path, begin_with: str | None, branch: Path | None, steps: int, closing: int, stop_after: float | None
+) -> None:
     """Train, saving every few minutes; run the same command again to go on."""
     tune_allocator()
     device = pick_device("cpu")
     dtype = pick_dtype("auto", device)
-    data, heldout = Corpus(corpus / "train"), Corpus(corpus / "heldout")
-    loss_of = SampledLoss(np.bincount(data.ids, minlength=CONFIG.vocab_size))
+    data, heldout = Corpus(corpus / ("closing" if closing else "train")), Corpus(corpus / "heldout")
+    loss_of = SampledLoss(np.bincount(Corpus(corpus / "train").ids, minlength=CONFIG.vocab_size))
     model = GPT2(CONFIG).init_weights(seed=0)
     optimizer = optimizer_for(model)
-    step, seconds = 0, 0.0
-    if out.exists():
-        state = torch.load(out, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, seconds = state["step"], state["seconds"]
-    began = saved = time.monotonic()
+    state = begin(out, model, optimizer, begin_with, branch)
+    seconds, began, saved = state["seconds"], time.monotonic(), time.monotonic()
     running: list[float] = []
-    while step < steps and (stop_after is None or time.monotonic() - began < stop_after):
-        ids, targets, positions, mask = data.batch(step)
+
+    def keep() -> None:
+        state["seconds"] = seconds + time.monotonic() - began
+        save(out, {**state, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
+
+    def left() -> bool:
+        return state["closed"] < closing if closing else state["step"] < steps
+
+    while left() and (stop_after is None or time.monotonic() - began < stop_after):
+        number = state["closed"] if closing else state["step"]
+        ids, targets, positions, mask = data.batch(number)
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, steps)
+            group["lr"] = rate(state["step"], closing, state["closed"])
         with autocast(device, dtype):
-            loss = loss_of(model, model.hidden_states(ids, positions=positions, mask=mask), targets, seed=step)
+            loss = loss_of(model, model.hidden_states(ids, positions=positions, mask=mask), targets, seed=number)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         running.append(loss.item())
-        step += 1
-        if step % 50 == 0 or step == steps:
-            spent = time.monotonic() - began
-            row = {"step": step, "tokens": step * ROWS * CONFIG.n_ctx, "loss": round(float(np.mean(running)), 4)}
-            row |= {"lr": round(rate(step, steps), 6), "seconds": round(seconds + spent)}
-            if step % 500 == 0 or step == steps:
+        state["closed" if closing else "step"] += 1
+        if (number + 1) % 50 == 0 or not left():
+            row = {"step": state["step"], "closed": state["closed"], "loss": round(float(np.mean(running)), 4)}
+            row |= {"seconds": round(seconds + time.monotonic() - began)}
+            if (number + 1) % 500 == 0 or not left():
                 row["heldout"] = round(heldout_loss(model, heldout, dtype, 8), 4)
             print(json.dumps(row), file=sys.stderr, flush=True)
             running.clear()
-        if time.monotonic() - saved > SAVE_SECONDS or step == steps:
+        if time.monotonic() - saved > SAVE_SECONDS:
             saved = time.monotonic()
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "steps": steps}
-            save(out, {**state, "seconds": seconds + saved - began})
-    if step < steps:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "steps": steps}
-        save(out, {**state, "seconds": seconds + time.monotonic() - began})
+            keep()
+    keep()
 
 
 if __name__ == "__main__":
