@@ -29,7 +29,7 @@ from gpt2chat.model import GPT2, GPT2Config
 
 CONFIG = GPT2Config(n_layer=6, n_head=4, n_embd=256, n_ctx=512)
 ROWS, RATE, WARMUP, DECAY = 8, 1e-3, 100, 0.1
-FREQUENT, SAMPLED = 8192, 1024
+FREQUENT, SAMPLED = 4096, 512
 SAVE_SECONDS = 180
 
 
