@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 from exact_reply import options, split, train  # noqa: E402
 
-from gpt2chat.confidence import Taught  # noqa: E402
+from gpt2chat.taught import Taught  # noqa: E402
 
 
 def calibrated(saved: Path, heldout: Path, receipt: Path, words: list[str]) -> dict[str, Any]:

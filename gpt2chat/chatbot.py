@@ -18,10 +18,13 @@ from gpt2chat.errors import ConfigError
 from gpt2chat.explanation import explain
 from gpt2chat.formats.rows import pairs_to_messages
 from gpt2chat.generation import Decoder
+from gpt2chat.grounding import FALLBACK, Grounded, Grounding, is_faq, spoken
+from gpt2chat.matching import Matcher, as_taught
 from gpt2chat.model import MODEL_SIZES
-from gpt2chat.reply import Answer, StreamingReply, Told
+from gpt2chat.reply import Answer, Given, StreamingReply, Told
 from gpt2chat.runtime import Runtime
 from gpt2chat.sampling import GenerationConfig
+from gpt2chat.taught import merged
 from gpt2chat.templates import Template, template_named
 from gpt2chat.tokenizer import Tokenizer
 
@@ -36,7 +39,12 @@ class GPT2Chatbot:
     the file); by default they go to the log as warnings.
 
     With a `fallback` no answer is given that the model is not sure of: below `confidence`, from 0 to 1, the fallback
-    text is. By default that is what `gpt2chat eval --calibrate` chose and left beside the checkpoint, else 0.5.
+    text is. By default that is what `gpt2chat eval --calibrate` chose and left beside the checkpoint, else what suits
+    most models.
+
+    `grounded` answers are the taught ones word for word, or the fallback. By default (None) they are where there is a
+    fallback and the model was taught questions and answers alone. Otherwise the model answers in its own words; with
+    `match` a question that asks for a taught answer in other words is read as it was taught.
     """
 
     def __init__(
@@ -54,6 +62,8 @@ class GPT2Chatbot:
         stop: Sequence[str] = (),
         fallback: str | None = None,
         confidence: float | None = None,
+        grounded: bool | None = None,
+        match: bool = True,
         notice: Callable[[str], None] | None = None,
     ) -> None:
         if confidence is not None and not 0 <= confidence <= 1:
@@ -63,8 +73,11 @@ class GPT2Chatbot:
         self.model_name = model_name or pretrained.DEFAULT_MODEL
         self._expected = MODEL_SIZES.get(pretrained.canonical_name(model_name or ""))
         self.generation, self.system, self.stop = generation or GenerationConfig(), system, tuple(stop)
-        self.fallback, self._confidence = fallback, confidence
+        self.fallback, self._confidence, self._grounded = fallback, confidence, grounded
+        self.match = match
+        self.grounds: Grounded | None = None  # of the last answer, where it was grounded
         self._judge: Judge | None = None
+        self._matcher: Matcher | None = None  # of what was taught and of this object's examples
         self.messages: list[Message] = []
         self.answer: Answer | None = None  # the last one, with its tokens and what it took
         self.tokenizer = Tokenizer.gpt2()
@@ -98,11 +111,11 @@ class GPT2Chatbot:
     def use(self, loaded: Checkpoint, engine: Engine | None = None) -> None:
         """Talk with a checkpoint that is in memory; the conversation starts anew.
 
-        With an `engine` of the same model, answers come through it: many chatbots can share one. They have no fallback,
-        for which a model is asked twice; raises ConfigError.
+        With an `engine` of the same model, answers come through it: many chatbots can share one. A fallback
+        they have only for grounded answers, as else the model is asked twice; raises ConfigError.
         """
-        if engine and self.fallback is not None:
-            raise ConfigError("fallback: expected a bot with a model of its own, got one that shares an engine")
+        if engine and self.fallback is not None and not self._grounded:
+            raise ConfigError("fallback: expected grounded=True, or a bot with a model of its own, got a shared engine")
         runtime = engine.runtime if engine else runtime_of(loaded, self._choice())
         self._adopt(dataclasses.replace(loaded, weights={}), runtime, engine)
         self.reset()
@@ -121,13 +134,32 @@ class GPT2Chatbot:
         """How sure an answer must be to be given, where there is a fallback."""
         if self._confidence is not None:
             return self._confidence
+        if self.grounded:
+            return self.matcher.threshold
         return self._judge.threshold if self._judge else UNMEASURED
+
+    @property
+    def grounded(self) -> bool:
+        """Whether answers are the taught ones word for word, or the fallback."""
+        if self._grounded is not None:
+            return self._grounded
+        return self.fallback is not None and is_faq(self.checkpoint.about)
+
+    @property
+    def matcher(self) -> Matcher:
+        """What finds the taught answer that a question asks for, among those of the model and of this object."""
+        if self._matcher is None:
+            own = zip(self._examples[::2], self._examples[1::2], strict=True)
+            shown = dict.fromkeys((question.content, answer.content) for question, answer in own)
+            pairs = merged(self.checkpoint.taught, shown)
+            self._matcher = Matcher(pairs, trained=len(pairs) - len(shown))
+        return self._matcher
 
     def _adopt(self, loaded: Checkpoint, runtime: Runtime, engine: Engine | None = None) -> None:
         if self._loaded is None and self._expected not in (None, loaded.config):
             self._notice(f"the file holds another size than {self.model_name}; using {pretrained.describe(loaded)}")
         (self._template or loaded.template).check_ids(runtime.config.vocab_size, self.tokenizer)
-        self._judge = None
+        self._judge = self._matcher = None
         self._decoder, self._loaded, self._engine = Decoder(runtime, draft_for(self._draft, runtime)), loaded, engine
 
     def _ready(self) -> tuple[Checkpoint, Decoder]:
@@ -162,6 +194,7 @@ class GPT2Chatbot:
         """
         messages = pairs_to_messages(examples)
         self._examples += messages
+        self._matcher = None
         return len(messages) // 2
 
     @property
@@ -178,10 +211,11 @@ class GPT2Chatbot:
         """Take back one pair that `add_custom_examples` added, if it did."""
         pairs = zip(self._examples[::2], self._examples[1::2], strict=True)
         self._examples = [m for pair in pairs if (pair[0].content, pair[1].content) != (user, bot) for m in pair]
+        self._matcher = None
 
     def clear_custom_examples(self) -> None:
         """Take back what `add_custom_examples` added."""
-        self._examples = []
+        self._examples, self._matcher = [], None
 
     def set_template(self, name: str | None) -> None:
         """Write turns as another template does; None takes the checkpoint's. Raises ConfigError."""
@@ -287,6 +321,8 @@ class GPT2Chatbot:
         self._end_stream()
 
         def remember(answer: Answer) -> None:
+            if self.grounded and self.grounds:
+                answer.confidence, answer.replaced = self.grounds.confidence, not self.grounds.given
             whole = answer.finish_reason != "cancelled"
             if instead is not None:
                 del self.messages[instead:]
@@ -299,7 +335,7 @@ class GPT2Chatbot:
 
     def _doubting(self, question: Message) -> Callable[[Answer], str | None] | None:
         """Return what gives the fallback in place of an answer that is not sure enough."""
-        if self.fallback is None:
+        if self.fallback is None or self.grounded:
             return None
         decoder = self.decoder
         judge = self._judge = self._judge or judge_of(None, self.checkpoint.taught, self._notice)
@@ -329,9 +365,12 @@ class GPT2Chatbot:
         judge: Callable[[Answer], str | None] | None = None,
     ) -> StreamingReply:
         decoder, template = self.decoder, self.template
-        prompt = render_prompt(self._fitted(messages, generation), template, self.tokenizer)
+        kept = self._fitted(messages, generation)
+        prompt = render_prompt(kept if self.grounded else self._as_taught(kept), template, self.tokenizer)
 
         def begin() -> tuple[Iterator[int], Told]:
+            if self.grounded:
+                return self._ground(prompt, messages[-1].content, generation)
             if self._engine:
                 stream = self._engine.submit(prompt, generation, stop=self.tokenizer.stop_ids)
                 return stream, stream
@@ -339,6 +378,18 @@ class GPT2Chatbot:
 
         text, stop = self.tokenizer.stream_decoder(), (*template.stop, *self.stop)
         return StreamingReply(prompt, begin, text, stop, template.lead, at_end, judge, decoder.cache)
+
+    def _as_taught(self, messages: Conversation) -> Conversation:
+        """Return messages in which questions for a taught answer are asked as they were taught."""
+        return as_taught(messages, self.matcher) if self.match else messages
+
+    def _ground(self, prompt: Sequence[int], question: str, generation: GenerationConfig) -> tuple[Iterator[int], Told]:
+        """Choose a taught answer, or the fallback; return its ids."""
+        grounding = Grounding(self.matcher, self.fallback or FALLBACK, self._confidence)
+        source = self._engine or self.decoder
+        most = min(generation.max_new_tokens, self.decoder.runtime.config.n_ctx - len(prompt))
+        self.grounds, ids = spoken(grounding, question, prompt, self.template.lead, source)
+        return iter(ids[:most]), Given(len(prompt), "stop" if len(ids) <= most else "length")
 
     def _fitted(self, messages: Conversation, generation: GenerationConfig) -> Conversation:
         """Return what the model sees of a conversation; what it no longer sees is told once."""

@@ -17,10 +17,11 @@ import numpy as np
 from gpt2chat import packs, pretrained
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.files import atomic_writer
+from gpt2chat.matching import Match, Matcher
 from gpt2chat.run import RunFiles
-from gpt2chat.taught import Nearest, Numbers, Pair, Taught, fold
+from gpt2chat.taught import Numbers, Pair, fold
 
-__all__ = ["Calibration", "Case", "Judge", "Nearest", "Point", "Taught", "calibrate", "load_calibration", "pick"]
+__all__ = ["Calibration", "Case", "Judge", "Match", "Matcher", "Point", "calibrate", "load_calibration", "pick"]
 EVIDENCE = ("mean", "least", "similarity", "margin")
 # A constant, and a weight for each kind of evidence: rounded from those of models fine-tuned on 7,894 pairs of small
 # talk; for a model that keeps no taught questions only the constant and the first two count.
@@ -30,7 +31,7 @@ UNMEASURED = 0.5  # how sure an answer must be when nothing was measured
 SURE = 1e-4  # a doubt that is as good as none
 LEAST_PAIRS, FOLDS, RIDGE = 30, 10, 1.0
 CURVE_POINTS = 100  # that a receipt keeps
-FORM = "gpt2chat confidence 1"
+FORM = "gpt2chat confidence 2"
 
 
 @dataclass(frozen=True)
@@ -173,14 +174,11 @@ def pairs_sha256(pairs: Iterable[Pair]) -> str:
 class Judge:
     """Says how likely an answer is right, given what the model was taught."""
 
-    def __init__(self, pairs: Iterable[Pair] | Taught, calibration: Calibration | None = None) -> None:
-        self.taught = pairs if isinstance(pairs, Taught) else Taught(pairs)
+    def __init__(self, pairs: Iterable[Pair] | Matcher, calibration: Calibration | None = None) -> None:
+        self.matcher = pairs if isinstance(pairs, Matcher) else Matcher(pairs)
         self.calibration = calibration
-        fixed = FIXED if len(self.taught) else FIXED_ALONE
+        fixed = FIXED if len(self.matcher) else FIXED_ALONE
         self.weights = calibration.weights if calibration else fixed
-        self._codes: dict[str, int] = {}
-        answers = [self._codes.setdefault(fold(answer), len(self._codes)) for _, answer in self.taught.pairs]
-        self._answers = np.array(answers, np.int64)
 
     @property
     def threshold(self) -> float:
@@ -190,18 +188,14 @@ class Judge:
     def evidence(self, question: str, answer: str, logprobs: Sequence[float]) -> Numbers:
         """Return the four figures (EVIDENCE) that speak for an answer.
 
-        mean, least: log-odds of the mean log-probability of its tokens, and of the least. similarity: of the nearest
-        taught question. margin: how much nearer a question with this very answer was taught than one with any other;
-        above 0 when the answer is that of the nearest question.
+        mean, least: log-odds of the mean log-probability of its tokens, and of the least. similarity: how likely the
+        question asks for any taught answer. margin: how much likelier for this very one than for any other.
         """
         tokens = np.array(logprobs, np.float64) if len(logprobs) else np.array([-np.inf])
-        similarity = margin = 0.0
-        if len(self.taught):
-            similarities = self.taught.similarities(question)
-            same = self._answers == self._codes.get(fold(answer), -1)
-            similarity = float(similarities.max())
-            margin = float(similarities.max(initial=0, where=same) - similarities.max(initial=0, where=~same))
-        return np.array([_log_odds(tokens.mean()), _log_odds(tokens.min()), similarity, margin])
+        likely = {fold(match.answer): match.confidence for match in reversed(self.matcher.match(question))}
+        own = likely.pop(fold(answer), 0.0)
+        other = max(likely.values(), default=0.0)
+        return np.array([_log_odds(tokens.mean()), _log_odds(tokens.min()), max(own, other), own - other])
 
     def confidence(self, question: str, answer: str, logprobs: Sequence[float]) -> float:
         """Return how likely the answer is right, from 0 to 1; the end token's log-probability is not among `logprobs`.
@@ -325,11 +319,11 @@ def calibrate(
     curve = risk_coverage(out_of_fold(evidence, right).tolist(), [case.right for case in cases])
     chosen = pick(curve, coverage, precision)
     steps = dict.fromkeys(at_coverage(curve, (i + 1) / CURVE_POINTS) for i in range(CURVE_POINTS))
-    questions = {fold(question) for question, _ in judge.taught.pairs}
+    questions = {fold(question) for question, _ in judge.matcher.pairs}
     return Calibration(
         **about,
-        taught=len(judge.taught),
-        taught_sha256=pairs_sha256(judge.taught.pairs),
+        taught=len(judge.matcher),
+        taught_sha256=pairs_sha256(judge.matcher.pairs),
         pairs=count,
         right=count - wrong,
         known=sum(fold(case.question) in questions for case in cases),

@@ -39,6 +39,17 @@ class Told(Protocol):
         """How many of those the model took."""
 
 
+@dataclass(frozen=True)
+class Given:
+    """What is told of an answer whose ids were there before it began: all but the prompt was free."""
+
+    prompt_tokens: int
+    finish_reason: str | None
+    cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+
 @dataclass
 class Usage:
     """What an answer took: counts of tokens, and seconds from the first request of a piece on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +154,30 @@ def answering_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add all that says how answers are drawn, and what computes them."""
     options = (generation_options, device_options(), quantize_option, draft_option, compile_option)
     return stacked(*options)(function)
+
+
+def doubt_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what is said where the model does not know, and how answers stick to what was taught."""
+    sure = "How sure it must be, 0 to 1.  [default: as calibrated, else what suits most models]"
+    grounded = (
+        "Taught answers only, word for word, or the fallback.  [default: with --fallback, if pairs were all it learnt]"
+    )
+    match = "Read a question for a taught answer in other words as it was taught."
+    options = (
+        click.option("--fallback", help="Say this in place of an answer that the model is not sure of."),
+        click.option("--confidence", type=click.FloatRange(0, 1), help=sure),
+        click.option("--grounded/--no_grounded", default=None, help=grounded),
+        click.option("--match/--no_match", default=True, show_default=True, help=match),
+    )
+    return stacked(*options)(function)
+
+
+def check_doubt(options: Mapping[str, Any]) -> None:
+    """Refuse a threshold for nothing; raises ConfigError."""
+    from gpt2chat.errors import ConfigError
+
+    if options["confidence"] is not None and options["fallback"] is None and not options["grounded"]:
+        raise ConfigError("confidence: expected --fallback or --grounded beside it, got neither")
 
 
 def chosen(device: str, dtype: str, quantize: str, compile: bool = False, **_: Any) -> Choice:

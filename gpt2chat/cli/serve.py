@@ -14,7 +14,15 @@ import click
 
 from gpt2chat.cli.choosing import named, source_options
 from gpt2chat.cli.config import service_of, service_option
-from gpt2chat.cli.options import ModelName, device_options, draft_option, quantize_option, stacked
+from gpt2chat.cli.options import (
+    ModelName,
+    check_doubt,
+    device_options,
+    doubt_options,
+    draft_option,
+    quantize_option,
+    stacked,
+)
 from gpt2chat.cli.terminal import SETTINGS, reports_errors, say, tolerate_any_text, visible
 
 if TYPE_CHECKING:
@@ -73,10 +81,7 @@ def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--max_queue", type=click.IntRange(0), default=256, help="Requests that may wait; the next is refused.")
 @click.option("--max_wait", type=click.FloatRange(0.1), default=60.0, help="Seconds that a request waits at most.")
 @click.option("--feedback", type=FILE, help="Where the page's thumbs keep conversations to train on, .jsonl.")
-@click.option("--fallback", help="Say this in place of an answer that the model is not sure of.")
-@click.option(
-    "--confidence", type=click.FloatRange(0, 1), help="How sure it must be.  [default: as calibrated, or 0.5]"
-)
+@doubt_options
 @click.option("--title", default="gpt2chat", help="What the page is called.")
 @click.option("--suggestion", multiple=True, help="A question on the empty page; repeatable.  [default: taught ones]")
 @click.option(
@@ -210,8 +215,7 @@ def _settings(name: str, options: dict[str, Any]) -> Settings:
         raise ConfigError(f"temperature: expected a number from 0 to 2, got {options['temperature']!r}")
     if options["max_tokens"] < 1:
         raise ConfigError(f"max_tokens: expected a whole number, 1 or more, got {options['max_tokens']}")
-    if options["confidence"] is not None and options["fallback"] is None:
-        raise ConfigError("confidence: expected --fallback with what is said instead, got none")
+    check_doubt(options)
     config = service_of(click.get_current_context())
     drawing = {key: options[key] for key in ("temperature", "top_k", "top_p")}
     examples = [message for path in options["examples"] for message in pairs_to_messages(read_pairs(path))]
@@ -228,6 +232,8 @@ def _settings(name: str, options: dict[str, Any]) -> Settings:
         options["suggestion"],
         options["fallback"],
         options["confidence"],
+        options["grounded"],
+        options["match"],
         Limits(queue_s=options["max_wait"]),
     )
 

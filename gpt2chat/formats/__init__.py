@@ -16,7 +16,7 @@ from typing import Any
 
 from gpt2chat.errors import ConfigError, DataError
 from gpt2chat.formats.json_rows import read_rows
-from gpt2chat.formats.rows import KINDS, Kind, Messages, checked, kind_of, read_row
+from gpt2chat.formats.rows import KINDS, Kind, Messages, checked, kind_of, phrasings, read_row
 from gpt2chat.formats.sources import LONGEST_TEXT, Source, expand
 from gpt2chat.formats.tables import read_table, separator_of
 from gpt2chat.formats.transcripts import SPOKEN, is_chatml, is_transcript, read_chatml, read_transcript, speakers_of
@@ -197,7 +197,9 @@ def _rows(
         raise kind
     name = source.name
     placed = (
-        (f"{name}:{line}: record {number}", row) for number, (line, row) in enumerate(itertools.chain(head, rows), 1)
+        each
+        for number, (line, row) in enumerate(itertools.chain(head, rows), 1)
+        for each in phrasings(row, kind, f"{name}:{line}: record {number}")
     )
     records = _sound(placed, lambda row, place: read_row(row, kind, place, report), faults)
     holds = "texts" if kind.name == "text" else "conversations"

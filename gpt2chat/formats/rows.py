@@ -7,7 +7,7 @@ of ShareGPT; instruction/input/output Alpaca's; prompt/completion that of comple
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -194,6 +194,16 @@ def kind_of(keys: Iterable[str], place: str, wanted: str | None = None) -> Kind:
     raise DataError(f"{place}: expected {shapes}, got the keys {', '.join(map(repr, keys)) or 'of an empty record'}")
 
 
+def phrasings(row: Any, kind: Kind, place: str) -> Iterator[tuple[str, Any]]:
+    """Yield place and row for each way in which the question of a pair is asked: `"user": ["…", "…"]`."""
+    asked = row.get(kind.keys[0]) if kind.name == "pairs" and isinstance(row, dict) else None
+    if not isinstance(asked, list) or not asked or not all(isinstance(text, str) for text in asked):
+        yield place, row  # which is refused below where it is no text
+        return
+    for number, text in enumerate(asked, 1):
+        yield f"{place}, phrasing {number}", {**row, kind.keys[0]: text}
+
+
 def read_row(row: Any, kind: Kind, place: str, report: Report) -> Record | None:
     """Read one row; None, with a note, where a side has no text. Raises DataError with the place."""
     if not isinstance(row, dict) or not kind.fits(row):
@@ -239,10 +249,11 @@ def pairs_to_messages(pairs: object) -> list[Message]:
     if not isinstance(pairs, Sequence) or isinstance(pairs, (str, bytes)):
         raise DataError(f'examples: expected a list of {{"user": str, "bot": str}}, got {type(pairs).__name__}')
     messages: list[Message] = []
-    for index, pair in enumerate(pairs):
-        record = read_row(pair, PAIR, f"example {index}", Report())
+    asked = (each for index, pair in enumerate(pairs) for each in phrasings(pair, PAIR, f"example {index}"))
+    for place, pair in asked:
+        record = read_row(pair, PAIR, place, Report())
         if record is None or isinstance(record.content, str):
-            raise DataError(f"example {index}: expected text on both sides, got {pair!r}")
+            raise DataError(f"{place}: expected text on both sides, got {pair!r}")
         messages += record.content
     return messages
 

@@ -9,11 +9,12 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from gpt2chat.generation import Spelling
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.server.faults import ApiError
-from gpt2chat.streams import Drawn, Stream
+from gpt2chat.streams import Drawn, Reader
 from gpt2chat.tokenizer import Tokenizer
 
 
@@ -70,7 +71,9 @@ Judge = Callable[[str, Sequence[float]], str | None]  # an answer and its log-pr
 class Answering:
     """One answer on its way: whoever reads `pieces` has it, and leaving them ends the computation."""
 
-    def __init__(self, stream: Stream, question: Question, index: int, pace: Pace, queue_s: float, answer_s: float):
+    def __init__(
+        self, stream: Reader[Any], question: Question, index: int, pace: Pace, queue_s: float, answer_s: float
+    ):
         self.stream, self.index, self._pace = stream, index, pace
         self._limits = queue_s, answer_s
         self._spelling = Spelling(Tokenizer.gpt2().stream_decoder(), question.stop, question.lead)
@@ -79,6 +82,7 @@ class Answering:
         self._ended: str | None = None  # by the server: late, long, or why everything ends
         self.began = time.perf_counter()
         self.judge: Judge | None = None
+        self.given: str | None = None  # why it ends, of an answer whose ids were there before
         self.first_s: float | None = None
         self.finish_reason: str | None = None
 
@@ -159,7 +163,7 @@ class Answering:
         if self._spelling.stopped:
             self.finish_reason = "stop"
             return Piece(self.index, self._spelling.flush(), self._certain(self._spelling.given), "stop")
-        reason = self.stream.finish_reason
+        reason = self.given or self.stream.finish_reason
         self.finish_reason = "stop" if reason == "stop" else "length"
         text = self._spelling.flush()
         return Piece(self.index, text, self._certain(math.inf), self.finish_reason)

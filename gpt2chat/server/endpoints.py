@@ -77,13 +77,41 @@ async def _chat(
     needed = 0 if logprobs is None and service.settings.fallback else logprobs
     question = Question(prompt, config, stop, template.lead, needed, client_of(request), bool(wanted.ignore_eos))
     written = shape(service.settings.model, logprobs is not None, {"dropped_turns": dropped})
-    answers = service.ask(question, wanted.n or 1)
+    if service.grounding:
+        answers = await _grounded(request, question, messages[-1].content, wanted.n or 1, written.extra)
+    else:
+        answers = service.ask(question, wanted.n or 1)
     written.workers = [answer.stream.worker for answer in answers]
     for answer in answers:
         answer.judge = service.doubting(messages, written.extra)
     at_leaving(request.scope, (answer.stream.drop for answer in answers))
     exchange = Exchange(service, answers, written, [messages[-1].content])
     return await exchange.respond(request.receive, wanted.stream_options, streamed)
+
+
+async def _grounded(
+    request: Request, question: Question, asked: str, count: int, told: dict[str, Any]
+) -> list[Answering]:
+    """Give a taught answer or the fallback, which the model has a say in where the question leaves it open."""
+    service = service_of(request)
+    grounding = service.grounding
+    assert grounding
+    matches = await asyncio.to_thread(grounding.candidates, asked)
+    logprobs = None
+    if len(matches) > 1:
+        work = asyncio.gather(*(_likelihood(request, question, match.answer) for match in matches))
+        logprobs = await unless_left(request.receive, work)
+    chosen = await asyncio.to_thread(grounding.decide, matches, logprobs)
+    told |= {"confidence": round(chosen.confidence, 4), "fallback": not chosen.given}
+    return service.give(question, service.tokenizer.encode(question.lead + chosen.text), count)
+
+
+async def _likelihood(request: Request, question: Question, answer: str) -> float:
+    """Return the mean log-probability of an answer's tokens, as far as there is room for them."""
+    service = service_of(request)
+    ids = service.tokenizer.encode(question.lead + answer)[: service.context_length - len(question.prompt)]
+    drawn = await _scores(request, [*question.prompt, *ids], len(question.prompt), 0)
+    return sum(each.logprob or 0.0 for each in drawn) / max(1, len(drawn))
 
 
 async def completion(request: Request) -> Response:

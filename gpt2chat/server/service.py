@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from gpt2chat import confidence, pretrained
@@ -18,6 +19,8 @@ from gpt2chat.conversation import Message, fit_context, render_prompt, turns
 from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError, ContextError, EngineFull
 from gpt2chat.fleet import Fleet
+from gpt2chat.grounding import FALLBACK, Grounding, is_faq
+from gpt2chat.matching import Matcher, as_taught
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.server import nanochat
 from gpt2chat.server.answers import Answering, Judge, Pace, Question
@@ -26,6 +29,7 @@ from gpt2chat.server.faults import ApiError
 from gpt2chat.server.limits import Limits
 from gpt2chat.server.metrics import Figures
 from gpt2chat.streams import Scores
+from gpt2chat.taught import merged
 from gpt2chat.templates import Template
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.version import __version__
@@ -54,6 +58,8 @@ class Settings:
     suggestions: tuple[str, ...] = ()  # on the empty page; without them some questions that the model was taught
     fallback: str | None = None  # what is said in place of an answer that is not sure enough
     threshold: float | None = None  # how sure that is; None: as it was measured
+    grounded: bool | None = None  # whether answers are the taught ones word for word; None: as the chat decides
+    match: bool = True  # whether a question that asks for a taught answer in other words is read as it was taught
     limits: Limits = field(default_factory=Limits)
 
 
@@ -71,6 +77,8 @@ class Service:
         self._loaded: Checkpoint | None = None
         self._running = set[Answering]()
         self._judge: confidence.Judge | None = None
+        self._matcher: Matcher | None = None
+        self.grounding: Grounding | None = None
         self.draining = False
         self._turns = asyncio.Lock()
 
@@ -83,13 +91,28 @@ class Service:
         """
         template = self.settings.template or loaded.template
         template.check_ids(loaded.config.vocab_size, self.tokenizer)
-        if self.settings.fallback is not None:
-            self._judge = confidence.judge_of(name, loaded.taught, log.warning)
+        self._understand(loaded, name)
         self._loaded, self.engine = loaded, Fleet(engines)
         try:
             self._prompt([Message("user", "?")], self.settings.generation.max_new_tokens)
         except ContextError as error:
             raise ConfigError(f"system: expected a text that leaves room for questions: {error}") from None
+
+    def _understand(self, loaded: Checkpoint, name: str | None) -> None:
+        """Make what finds taught answers, and what says how sure an answer is."""
+        settings = self.settings
+        grounded = settings.fallback is not None and is_faq(loaded.about)
+        grounded = grounded if settings.grounded is None else settings.grounded
+        own = [(asked.content, said.content) for asked, said in pairwise(settings.examples) if asked.role == "user"]
+        pairs = merged(loaded.taught, own)
+        matcher = Matcher(pairs, trained=len(pairs) - len(dict.fromkeys(own))) if pairs else None
+        if grounded:
+            self.grounding = Grounding(matcher or Matcher([]), settings.fallback or FALLBACK, settings.threshold)
+            log.info("grounded: answers are the taught ones, word for word, or the fallback")
+        elif settings.fallback is not None:
+            self._judge = confidence.judge_of(name, loaded.taught, log.warning)
+        if settings.match and not grounded:
+            self._matcher = matcher
 
     @property
     def ready(self) -> bool:
@@ -181,7 +204,7 @@ class Service:
         kept, _ = fit_context([*system, *examples], live, template, self.tokenizer, length, n_ctx, max_new_tokens)
         mine = set(map(id, live))
         shown = [message for message in kept if id(message) in mine]
-        prompt = render_prompt(kept, template, self.tokenizer)
+        prompt = render_prompt(as_taught(kept, self._matcher) if self._matcher else kept, template, self.tokenizer)
         if len(prompt) > (settings.max_length or n_ctx):
             beside = " with its system prompt" if system else ""
             found = f"the message has {len(prompt)} tokens{beside}"
@@ -213,6 +236,19 @@ class Service:
             raise self._refused(error) from error
         for number, stream in enumerate(streams, index):
             answers.append(Answering(stream, question, number, self.pace, limits.queue_s, limits.answer_s))
+        self._running.update(answers)
+        return answers
+
+    def give(self, question: Question, ids: Sequence[int], count: int) -> list[Answering]:
+        """Answer a question with these ids, as often as it was asked for; raises ApiError."""
+        answers, limits = list[Answering](), self.settings.limits
+        most = min(question.config.max_new_tokens, self.context_length - len(question.prompt))
+        for number in range(count):
+            stream = self.score(
+                [*question.prompt, *ids[:most]], len(question.prompt), question.logprobs or 0, question.client
+            )
+            answers.append(Answering(stream, question, number, self.pace, limits.queue_s, limits.answer_s))
+            answers[-1].given = "stop" if len(ids) <= most else "length"
         self._running.update(answers)
         return answers
 

@@ -1,4 +1,4 @@
-"""Conversations made from the patterns in `data/patterns/`: facts told and asked back, small talk with slots, small sums.
+"""Conversations made from the patterns in `data/patterns/`: facts told and asked back, small talk, small sums.
 
 What combinatorics can teach a small model (to copy a name that it has never seen, to tell what was told from what was
 not) is made here; what it cannot is written by hand in `data/dialogues/`. A conversation is a function of its seed.
@@ -16,8 +16,8 @@ from gpt2chat.conversation import Message
 
 Messages = tuple[Message, ...]
 SLOT = re.compile(r"\{(\w+)(?::my=your)?\}")
-VOWELS = "a a e e i o u".split()
-ONSETS = "b ch d f g gl h j k kr l m n p r s sh st t tr v w y z".split()
+VOWELS = list("aaeeiou")
+ONSETS = [*"bdfghjklmnprstvwyz", "ch", "gl", "kr", "sh", "st", "tr"]
 MADE_UP = 0.25  # of the names: words that no list holds, so that a model must copy rather than remember
 NAMES = ("person", "pet")
 
@@ -100,7 +100,9 @@ class Generator:
         if old[slot] == new[slot]:
             return self._recalled(rng)
         said = rng.choice(("no wait, {}", "sorry, I meant {}", "No, {}.", "oh, I mean {}", "that was wrong, it is {}"))
-        ack = rng.choice(("Thank you, {} it is.", "Got it, {}.", "Oh, {}! Thanks for telling me.", "All right, {} then."))
+        ack = rng.choice(
+            ("Thank you, {} it is.", "Got it, {}.", "Oh, {}! Thanks for telling me.", "All right, {} then.")
+        )
         fixed = _exchange(said.format(new[slot]), ack.format(new[slot]))
         return (*self._told(rng, block, old), *fixed, *self._gap(rng, [slot], 2), *self._asked(rng, block, new))
 
@@ -108,7 +110,9 @@ class Generator:
         """A question for what was never told, behind something else that was."""
         told, block = _different(rng, self.facts, 2)
         values = self._values(rng, block)
-        before = self._told(rng, told, self._values(rng, told)) if rng.random() < 0.6 else self._gap(rng, block.slots(), 2)
+        before = (
+            self._told(rng, told, self._values(rng, told)) if rng.random() < 0.6 else self._gap(rng, block.slots(), 2)
+        )
         return (*before, *_exchange(self._say(rng, block.of("?"), values), self._say(rng, block.of("-"), values)))
 
     def _small_talk(self, rng: random.Random, used: Sequence[str] = ()) -> Messages:
@@ -196,6 +200,10 @@ def _small_sum(rng: random.Random) -> tuple[str, str]:
     word = rng.choice(list(signs))
     first = a + b if word == "minus" else a
     mark = {"plus": "+", "minus": "-", "times": rng.choice("x*")}[word]
-    asked = rng.choice(("What is {} {} {}?", "what's {} {} {}", "{} {} {}", "how much is {} {} {}?", "can you calculate {} {} {}"))
+    asked = rng.choice(
+        ("What is {} {} {}?", "what's {} {} {}", "{} {} {}", "how much is {} {} {}?", "can you calculate {} {} {}")
+    )
     value = signs[word]
-    return asked.format(first, rng.choice((word, mark)), b), rng.choice((f"{first} {word} {b} is {value}.", f"That is {value}."))
+    return asked.format(first, rng.choice((word, mark)), b), rng.choice(
+        (f"{first} {word} {b} is {value}.", f"That is {value}.")
+    )

@@ -291,7 +291,9 @@ def load(source: Source, folder: Path, encode: Encode, seen: set[str]) -> list[t
     if source.licence == "MIT":
         folder = HERE / "data"
     if source.kind == "made":
-        between = [unit for path in sorted(folder.glob("dialogues/*.txt")) for unit in written(path.read_text("utf-8"), encode)]
+        between = [
+            unit for path in sorted(folder.glob("dialogues/*.txt")) for unit in written(path.read_text("utf-8"), encode)
+        ]
         units += Generator(folder / source.path, between).conversations(MADE, SEED)
     for path in sorted(folder.glob(source.path)) if source.kind != "made" else ():
         data = path.read_bytes()

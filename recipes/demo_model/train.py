@@ -28,7 +28,7 @@ from gpt2chat.hardware import autocast, pick_device, pick_dtype, tune_allocator
 from gpt2chat.model import GPT2, GPT2Config
 
 CONFIG = GPT2Config(n_layer=6, n_head=4, n_embd=256, n_ctx=512)
-ROWS, RATE, WARMUP, DECAY = 8, 1e-3, 100, 0.1
+ROWS, RATE, WARMUP, DECAY = 4, 8e-4, 100, 0.1
 FREQUENT, SAMPLED = 4096, 512
 SAVE_SECONDS = 180
 
@@ -137,11 +137,17 @@ def begin(out: Path, model: GPT2, optimizer: torch.optim.Optimizer, weights: str
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Training state; continued if it is there.")
 @click.option("--begin_with", help="A model whose weights a new run begins with: demo, or a .pt.")
 @click.option("--branch", type=click.Path(exists=True, path_type=Path), help="State of the long run to close.")
-@click.option("--steps", default=75_000, show_default=True, help="Steps of 4,096 tokens of the long run.")
+@click.option("--steps", default=75_000, show_default=True, help="Steps of 2,048 tokens of the long run.")
 @click.option("--closing", default=0, show_default=True, help="Steps of a closing run, in place of the long one.")
 @click.option("--stop_after", type=float, help="Stop after so many seconds, to go on later.")
 def main(
-    corpus: Path, out: Path, begin_with: str | None, branch: Path | None, steps: int, closing: int, stop_after: float | None
+    corpus: Path,
+    out: Path,
+    begin_with: str | None,
+    branch: Path | None,
+    steps: int,
+    closing: int,
+    stop_after: float | None,
 ) -> None:
     """Train, saving every few minutes; run the same command again to go on."""
     tune_allocator()

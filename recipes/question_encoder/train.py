@@ -1,7 +1,7 @@
 """Train the question encoder, measure it on groups that it has not seen, and write `encoder.safetensors`.
 
-    python recipes/question_encoder/train.py --datasets DATASETS --work FOLDER                # judged on what is held out
-    python recipes/question_encoder/train.py --datasets DATASETS --work FOLDER --all --save   # with all groups, to ship
+    python recipes/question_encoder/train.py --datasets DATASETS --work FOLDER               # judged on held-out ones
+    python recipes/question_encoder/train.py --datasets DATASETS --work FOLDER --all --save  # from all groups, to ship
 
 The loss is contrastive (van den Oord et al. 2018): of two questions of a group each must be nearer to the other than to
 those of all other groups of the batch, half of the time groups of the same domains. How sure a match is comes from a
@@ -153,7 +153,9 @@ def task(groups: Sequence[Group], phrasings: int, asked: int, outside: int, rng:
 
 def accuracy(encoder: QuestionEncoder, tasks: Sequence[tuple[list, list]]) -> dict[str, float]:
     """Return shares: right among all, right by spelling alone, right among those answered, answered, refused."""
-    count = dict.fromkeys(("asked", "right", "word_list", "given", "given_right", "near", "near_refused", "far", "far_refused"), 0)
+    count = dict.fromkeys(
+        ("asked", "right", "word_list", "given", "given_right", "near", "near_refused", "far", "far_refused"), 0
+    )
     for taught, questions in tasks:
         matcher = Matcher(taught, encoder)
         for question, answer in questions:

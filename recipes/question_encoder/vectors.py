@@ -24,11 +24,11 @@ PAIRS = ("llms-from-scratch-instructions", "chatterbot-corpus-english", "tinytal
 def texts(datasets: Path, written: Path) -> Iterator[str]:
     """Yield paragraphs, conversations and pairs of the public data sets, and what was written for this project."""
     for name in TEXTS:
-        text = lzma.open(datasets / name, "rt", encoding="utf-8").read()
+        text = lzma.decompress((datasets / name).read_bytes()).decode("utf-8")
         yield from re.split(r"\n\s*\n|<\|endoftext\|>", text[: len(text) // 3] if "books" in name else text)
     for name in TALKS:
         for path in sorted((datasets / name).glob("*.jsonl.xz")):
-            for line in lzma.open(path, "rt", encoding="utf-8"):
+            for line in lzma.decompress(path.read_bytes()).decode("utf-8").splitlines():
                 yield " . ".join(message["content"] for message in json.loads(line)["messages"])
     for name in PAIRS:
         for path in sorted((datasets / name).glob("*.json")):

@@ -10,7 +10,7 @@ import click
 
 from gpt2chat.cli.choosing import named, source_options
 from gpt2chat.cli.config import is_given
-from gpt2chat.cli.options import GENERATION_NAMES, ModelName, answering_options
+from gpt2chat.cli.options import GENERATION_NAMES, ModelName, answering_options, check_doubt, doubt_options
 from gpt2chat.cli.terminal import SETTINGS, colourless, reports_errors, say, tolerate_any_text
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--examples", type=FILE, multiple=True, help="Pairs to show the model without training.")
 @click.option("--stop", multiple=True, help="End an answer before this text; repeatable.")
 @answering_options
-@click.option("--fallback", help="Say this in place of an answer that the model is not sure of.")
-@click.option("--confidence", type=float, help="How sure it must be, 0 to 1.  [default: as calibrated, else 0.5]")
+@doubt_options
 @click.option("--feedback", type=FILE, help="Where /good and /teach keep answers.  [default: beside the checkpoint]")
 @click.option("--json", "as_json", is_flag=True, help="Print each answer as one line of JSON, with what it took.")
 @click.option("--plain", is_flag=True, help="No colours, no figures, nothing drawn again: for screen readers.")
@@ -50,10 +49,8 @@ def chat_command(checkpoint: str | None, prompt: str | None, **options: Any) -> 
       gpt2chat chat -g d8 -s 200
     """
     from gpt2chat.cli.chat.screen import Screen
-    from gpt2chat.errors import ConfigError
 
-    if options["confidence"] is not None and options["fallback"] is None:
-        raise ConfigError("confidence: expected --fallback with what is said instead, got none")
+    check_doubt(options)
     tolerate_any_text()
     colourless(options["no_color"] or options["plain"])
     interactive = prompt is None and sys.stdin.isatty() and sys.stdout.isatty() and not options["as_json"]
@@ -79,6 +76,8 @@ def _bot(options: dict[str, Any], screen: Screen) -> GPT2Chatbot:
         template=options["template"],
         fallback=options["fallback"],
         confidence=options["confidence"],
+        grounded=options["grounded"],
+        match=options["match"],
         stop=[text.replace("\\n", "\n") for text in options["stop"]],
         notice=lambda line: screen.say(f"note: {line}"),
         **computing,
@@ -91,7 +90,11 @@ def _prepare(bot: GPT2Chatbot, options: dict[str, Any]) -> None:
 
     for path in options["examples"]:
         say(examples_shown(bot, bot.add_custom_examples(read_pairs(path)), path))
-    if bot.fallback is not None:
+    if bot.grounded:
+        say(
+            "grounded: answers are the taught ones, word for word, or the fallback (--no_grounded lets the model write)"
+        )
+    elif bot.fallback is not None:
         say(f"answers below a confidence of {bot.threshold:.2f} are replaced by the fallback")
     if options["draft"] not in ("auto", "lookup", "none"):
         say(f"{options['draft']} guesses ahead, which changes no answer")

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,6 +190,7 @@ def set_option(talk: Talk, name: str, value: str) -> None:
 
 def _show(talk: Talk, argument: str) -> None:
     from gpt2chat import pretrained
+    from gpt2chat.grounding import FALLBACK
 
     bot = talk.bot
     rows = [("model", pretrained.describe(bot.checkpoint)), ("computed by", bot.decoder.runtime.description)]
@@ -201,8 +202,11 @@ def _show(talk: Talk, argument: str) -> None:
         ("system", bot.system or "none"),
     ]
     rows += [("examples", str(len(bot.examples) // 2)), ("feedback", str(talk.feedback.path))]
-    if bot.fallback is not None:
-        rows.append(("fallback", f"{bot.fallback!r} below a confidence of {bot.threshold:.2f}"))
+    if bot.grounded or bot.fallback is not None:
+        fallback = bot.fallback if bot.fallback is not None else FALLBACK
+        rows.append(("fallback", f"{fallback!r} below a confidence of {bot.threshold:.2f}"))
+    if bot.grounded:
+        rows.append(("grounded", "answers are the taught ones, word for word"))
     for name, value in rows:
         talk.screen.say_pair(f"{name:18} ", value)
 
@@ -245,7 +249,9 @@ def _why(talk: Talk, argument: str) -> None:
     answer = talk.bot.answer
     if answer is None or not answer.tokens:
         raise ConfigError("/why: expected an answer of this chat to look at, found none yet")
-    if answer.replaced:
+    for line in _grounds(talk):
+        talk.screen.say(line)
+    if answer.replaced and not talk.bot.grounded:
         talk.screen.say(f"The fallback was given (confidence {answer.confidence or 0:.2f}) in place of this answer:")
     scores = explain(talk.bot.decoder, answer.prompt, answer.tokens)
     shown = scores if argument == "all" else scores[:SHOWN_TOKENS]
@@ -256,6 +262,22 @@ def _why(talk: Talk, argument: str) -> None:
     talk.screen.say(
         "How likely the model found each token, before temperature and filters; # is its rank, if not the first."
     )
+
+
+def _grounds(talk: Talk) -> Iterator[str]:
+    """Yield the taught question that is nearest to the last one, and what it meant for the answer."""
+    bot = talk.bot
+    grounded = bot.grounds if bot.grounded else None
+    if grounded and grounded.match:
+        model = "" if grounded.model is None else f", model {grounded.model:.2f} nats per token"
+        given = "given" if grounded.given else f"the fallback was given, as {bot.threshold:.2f} is needed"
+        yield f"Nearest taught question: {grounded.match.question}"
+        yield f"similarity {grounded.match.similarity:.2f}{model}, confidence {grounded.confidence:.2f}: {given}"
+    elif bot.checkpoint.taught and (matches := bot.matcher.match(bot.last_question.content, 1)):
+        match = matches[0]
+        read = bot.match and bot.matcher.phrased(bot.last_question.content) == match.question
+        yield f"Nearest taught question: {match.question}"
+        yield f"similarity {match.similarity:.2f}, confidence {match.confidence:.2f}{': read as this' if read else ''}"
 
 
 def _stats(talk: Talk, argument: str) -> None:

@@ -99,11 +99,11 @@ def teach(talk: Talk, argument: str) -> None:
     talk.feedback.teach(messages, right)
     talk.bot.correct(right)
     talk.bot.drop_custom_example(question.content, answer.content)
+    known = next((asked for asked, said in talk.bot.matcher.pairs if said == right.strip()), None)
     talk.bot.add_custom_examples([{"user": question.content, "bot": right}])
-    talk.screen.say(
-        f"Taught, and kept in {talk.feedback.path}. The model is shown it from now on, which is enough for large ones; "
-        "/retrain learns it."
-    )
+    shown = "The model is shown it from now on, which is enough for large ones"
+    shown = shown if known is None else f"It is read as another way to ask {known!r} from now on"
+    talk.screen.say(f"Taught, and kept in {talk.feedback.path}. {shown}; /retrain learns it.")
 
 
 def offer(talk: Talk) -> None:

@@ -1,0 +1,143 @@
+"""`QuestionEncoder`: a question -> a vector, near those of questions that ask for the same thing.
+
+A bag of words: each word is a row of a table plus the mean of the rows of its runs of characters, so that a misspelt
+or unknown word has a vector too; the weighted sum goes through one hidden layer. `recipes/question_encoder` trains it
+by contrast on groups of questions with one meaning. It is as large as a picture, needs numpy alone, and knows English.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file
+
+FILE = Path(__file__).with_name("assets") / "encoder.safetensors"
+WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?|[^\sa-z0-9]")
+RUNS = (3, 4)  # characters of a word that have a row together
+MOST_WORDS = 40  # of a question that are read
+TOGETHER = 1024  # questions that are encoded at once
+EPSILON = 1e-5
+
+Vectors = npt.NDArray[np.float32]
+
+
+class QuestionEncoder:
+    """Turns questions into unit vectors (N, dimension), whose dot product says how alike their meanings are."""
+
+    def __init__(self, tensors: dict[str, npt.NDArray[np.generic]]) -> None:
+        """Take the tensors of the file: tables as int4 with a scale per row, the layer in float32."""
+        self._words = _wide(tensors["words"], tensors["words.scale"])
+        self._runs = _wide(tensors["runs"], tensors["runs.scale"])
+        self._weights = np.exp(tensors["weights"].astype(np.float32))
+        self._layer = {
+            name: tensors[name].astype(np.float32) for name in ("skip", "into", "into.bias", "out", "out.bias")
+        }
+        self._rarity = np.append(tensors["rarity"].astype(np.float64), 1.0)
+        self._mix, self._sure = tensors["mix"].astype(np.float64), tensors["sure"].astype(np.float64)
+        spelt = tensors["spelling"].tobytes().decode("utf-8").split("\n")
+        self._rows = {word: row for row, word in enumerate(spelt, 1)}  # row 0: a word that has none
+
+    @classmethod
+    def load(cls, path: Path = FILE) -> QuestionEncoder:
+        """Read an encoder, by default the one that comes with the package."""
+        return cls(load_file(path))
+
+    def encode(self, questions: Sequence[str]) -> Vectors:
+        """Return a unit vector for each question, (N, dimension)."""
+        parts = [self._encode(questions[at : at + TOGETHER]) for at in range(0, len(questions), TOGETHER)]
+        return np.concatenate(parts) if parts else np.zeros((0, len(self._layer["skip"])), np.float32)
+
+    def word_vectors(self, spelt: Sequence[str]) -> Vectors:
+        """Return a unit vector for each word, (N, width)."""
+        vectors = self._vectors(spelt)
+        return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9), np.float32)
+
+    def rarity(self, spelt: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Return how rare each word is in English, from near 0 for the most usual to 1 for one that has no row."""
+        return self._rarity[[self._rows.get(word, 0) - 1 for word in spelt]]
+
+    def mixed(self, likeness: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the sum of the three likenesses (3, N) of `matching`, each with the weight that served best."""
+        return self._mix @ likeness
+
+    def confidence(self, evidence: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return how likely each answer is right, (N,), given the evidence (N, K) of `matching`."""
+        sums = self._sure[0] + evidence @ self._sure[1:]
+        return np.asarray(1 / (1 + np.exp(-np.clip(sums, -50, 50))), np.float64)
+
+    def _vectors(self, spelt: Sequence[str]) -> Vectors:
+        rows = np.array([self._rows.get(word, 0) for word in spelt], np.int64)
+        if not len(rows):
+            return np.zeros((0, self._words.shape[1]), np.float32)
+        return np.asarray(self._words[rows] + np.stack([self._run(word) for word in spelt]), np.float32)
+
+    def _encode(self, questions: Sequence[str]) -> Vectors:
+        split = [words(question) or [""] for question in questions]
+        known = {word: number for number, word in enumerate(dict.fromkeys(word for each in split for word in each))}
+        vectors = self._vectors(list(known))
+        owner = np.repeat(np.arange(len(split)), [len(each) for each in split])
+        place = np.array([known[word] for each in split for word in each])
+        weights = self._weights[[self._rows.get(word, 0) for word in known]][place]
+        sums = np.zeros((len(split), vectors.shape[1]), np.float32)
+        np.add.at(sums, owner, vectors[place] * weights[:, None])
+        sums /= np.sqrt(np.bincount(owner, weights, len(split)).astype(np.float32) + 1e-6)[:, None]
+        return self._map(sums)
+
+    def _run(self, word: str) -> Vectors:
+        """Return the mean of the rows of a word's runs of characters, ends marked; nothing for words of one or two."""
+        rows = [number % (len(self._runs) - 1) + 1 for number in runs(word)]
+        return self._runs[rows].mean(0) if rows else np.zeros(self._runs.shape[1], np.float32)
+
+    def _map(self, sums: Vectors) -> Vectors:
+        """Layer norm, a hidden layer beside a straight way, and length 1."""
+        centred = sums - sums.mean(1, keepdims=True)
+        normal = centred / np.sqrt((centred**2).mean(1, keepdims=True) + EPSILON)
+        layer = self._layer
+        hidden = _gelu(normal @ layer["into"].T + layer["into.bias"])
+        mapped = normal @ layer["skip"].T + hidden @ layer["out"].T + layer["out.bias"]
+        return np.asarray(mapped / np.maximum(np.linalg.norm(mapped, axis=1, keepdims=True), 1e-12), np.float32)
+
+
+@cache
+def encoder() -> QuestionEncoder:
+    """Return the encoder that comes with the package, read once."""
+    return QuestionEncoder.load()
+
+
+def words(question: str) -> list[str]:
+    """Return the words and marks of a question in lower case, the first ones of a long one."""
+    return WORD.findall(question.lower().replace("’", "'"))[:MOST_WORDS]
+
+
+def runs(word: str) -> Iterable[int]:
+    """Yield a number for each run of characters of a word, its ends marked; none for words of one or two."""
+    marked = f"<{word}>"
+    for size in RUNS if len(word) > 2 else ():
+        for at in range(len(marked) - size + 1):
+            yield zlib.crc32(marked[at : at + size].encode("utf-8", "surrogatepass"))
+
+
+def narrow(table: Vectors) -> tuple[npt.NDArray[np.uint8], Vectors]:
+    """Return rows as int4, two numbers in a byte, the even places in its low half, with the scale of each row."""
+    scale = np.maximum(np.abs(table).max(1, keepdims=True), 1e-12) / 7
+    codes = (np.rint(table / scale).astype(np.int8) + 8).astype(np.uint8)
+    return codes[:, 0::2] | (codes[:, 1::2] << 4), scale.astype(np.float32)
+
+
+def _wide(codes: npt.NDArray[np.generic], scale: npt.NDArray[np.generic]) -> Vectors:
+    """Return the rows that `narrow` made narrow."""
+    table = np.empty((codes.shape[0], 2 * codes.shape[1]), np.float32)
+    numbers = codes.astype(np.uint8)
+    table[:, 0::2], table[:, 1::2] = numbers & 15, numbers >> 4
+    return (table - 8) * scale.astype(np.float32)
+
+
+def _gelu(x: Vectors) -> Vectors:
+    """The tanh form of GELU, as numpy has no erf."""
+    return np.asarray(0.5 * x * (1 + np.tanh(0.7978845608 * (x + 0.044715 * x**3))), np.float32)

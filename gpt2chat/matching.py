@@ -1,0 +1,238 @@
+"""Which taught answer a question asks for, and how sure that is: retrieval over the questions that a model was taught.
+
+Three likenesses are added: of meaning (`encoder`), of words one by one, each with the nearest word of the other
+question (a soft form of TF-IDF), and of spelling (TF-IDF of words and of runs of characters). All phrasings of an
+answer speak for it. How sure a match is comes from a logistic regression on what the likenesses look like; it was
+fitted to questions of other domains by `recipes/question_encoder`, so nothing has to be measured for a new set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from gpt2chat.conversation import Message
+from gpt2chat.encoder import QuestionEncoder, Vectors, encoder, words
+from gpt2chat.taught import Numbers, Pair, Places, Taught, fold
+
+OUTSIDE = Path(__file__).with_name("assets") / "outside.txt"
+CANDIDATES = 5  # answers that are looked at closely
+NEAR = 0.3  # cosine from which on two words have something in common
+CLOSER = 256  # phrasings that are compared word by word, those that look most alike otherwise
+CROWD = 3  # phrasings of an answer, and questions of the list of general ones, that are looked at together
+REFUSED = 0.9  # share of the general questions that a threshold must refuse
+EVIDENCE = 12  # figures that speak for a match
+NO_RIVAL = 0.5  # what the best other answer scores at least, also where there is none
+MANY = 8  # phrasings per answer from which on a model finds the answer better than the nearest of them does
+READ = 0.3  # confidence from which on a question is read as the taught one
+REMEMBERED = 4096  # questions whose phrasing is
+SURE = 0.5  # how sure a match is when nothing else is known
+
+
+@dataclass(frozen=True)
+class Match:
+    """A taught answer that a question may ask for: the nearest of its phrasings, and two figures from 0 to 1.
+
+    `similarity` is that of the two questions, 1 for the same words; `confidence` how likely the answer is right.
+    """
+
+    question: str
+    answer: str
+    similarity: float
+    confidence: float
+
+
+class Matcher:
+    """Finds the taught answer that a question asks for."""
+
+    def __init__(
+        self, pairs: Iterable[Pair], questions: QuestionEncoder | None = None, trained: int | None = None
+    ) -> None:
+        """Take questions and answers; those with one answer are phrasings of one question.
+
+        Of the pairs the model has learnt the first `trained`, all by default.
+        """
+        self.pairs = [(question.strip(), answer.strip()) for question, answer in pairs]
+        self._encoder = questions or encoder()
+        self.answers = list(dict.fromkeys(answer for _, answer in self.pairs))
+        number = {answer: at for at, answer in enumerate(self.answers)}
+        self._owner = np.array([number[answer] for _, answer in self.pairs], np.int64)
+        self._exact: dict[str, dict[int, int]] = {}  # a question -> its answers, each with the first pair
+        for at, (question, _) in enumerate(self.pairs):
+            self._exact.setdefault(fold(question), {}).setdefault(int(self._owner[at]), at)
+        asked = [question for question, _ in self.pairs]
+        self._vectors = self._encoder.encode(asked)
+        self._words = _Words(asked, self._encoder)
+        self.spelling = Taught(self.pairs)
+        self._trained = len(self.pairs) if trained is None else trained
+        self._phrased: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @cached_property
+    def threshold(self) -> float:
+        """How sure a match must be to be taken: even odds, or more where general questions would get an answer."""
+        if not self.pairs:
+            return SURE
+        sure = sorted(self.match(question)[0].confidence for question in outside())
+        return max(SURE, sure[min(len(sure) - 1, int(REFUSED * len(sure)))] + 1e-6) if sure else SURE
+
+    def match(self, question: str, most: int = CANDIDATES) -> list[Match]:
+        """Return the likeliest answers, the best first; none where nothing was taught."""
+        if not self.pairs:
+            return []
+        likeness = self.likenesses(question)
+        rows, evidence = self.evidence(question, likeness, most)
+        sure = self._encoder.confidence(evidence)
+        exact = self._exact.get(fold(question), {})
+        found = []
+        for row, confidence in zip(rows, sure, strict=True):
+            if (answer := int(self._owner[row])) in exact:
+                found.append(Match(*self.pairs[exact[answer]], 1.0, 1.0))
+            else:
+                found.append(Match(*self.pairs[row], float(np.clip(likeness[0][row], 0, 1)), float(confidence)))
+        return sorted(found, key=lambda match: -match.confidence) if exact else found
+
+    def phrased(self, question: str) -> str:
+        """Return the taught phrasing of a question that asks for a taught answer; any other as it is."""
+        if not self.pairs or len(self.pairs) >= MANY * len(self.answers):
+            return question  # the model itself has seen so many ways to ask that it does better
+        if question not in self._phrased:
+            if len(self._phrased) >= REMEMBERED:
+                self._phrased.clear()
+            best = self.match(question, 2)[0]
+            self._phrased[question] = self._learnt(best, question) if best.confidence >= READ else question
+        return self._phrased[question]
+
+    def _learnt(self, match: Match, asked: str) -> str:
+        """Return the question of a match as the model has learnt it, or another with its answer, or what was asked."""
+        learnt = self.pairs[: self._trained]
+        if (match.question, match.answer) in learnt:
+            return match.question
+        return next((question for question, answer in learnt if answer == match.answer), asked)
+
+    def likenesses(self, question: str) -> Numbers:
+        """Return how like a question is to each taught one: of meaning, word by word, and of spelling; (3, N)."""
+        meaning = (self._vectors @ self._encoder.encode([question])[0]).astype(np.float64)
+        spelling, word_by_word = self.spelling.similarities(question), np.zeros(len(self.pairs))
+        rows = np.argsort(-(meaning + spelling), kind="stable")[:CLOSER]
+        word_by_word[rows] = self._words.likeness(question, rows)
+        return np.stack([meaning, word_by_word, spelling])
+
+    def evidence(self, question: str, likeness: Numbers, most: int = CANDIDATES) -> tuple[list[int], Numbers]:
+        """Return the best answers, each by its nearest phrasing, and what speaks for each, (answers, EVIDENCE)."""
+        score = self._encoder.mixed(likeness)
+        best, mean = self._by_answer(score)
+        total = best + mean
+        order = np.argsort(-total, kind="stable")[:most]
+        vector = self._encoder.encode([question])[0]
+        general = np.sort(_outside_vectors(self._encoder) @ vector)[-CROWD:].mean() if outside() else 0.0
+        rows, evidence = list[int](), list[list[float]]()
+        for answer in order:
+            own = np.flatnonzero(self._owner == answer)
+            row = int(own[score[own].argmax()])
+            rival = np.delete(total, answer).max(initial=NO_RIVAL)
+            rows.append(row)
+            evidence.append(
+                [
+                    total[answer],
+                    total[answer] - rival,
+                    *likeness[:, row],
+                    *self._words.uncovered(question, row),
+                    general,
+                    likeness[0].mean(),
+                    np.log1p(len(words(question))),
+                    np.log1p(len(self.answers)),
+                    np.log(len(own)),
+                ]
+            )
+        return rows, np.array(evidence)
+
+    def _by_answer(self, score: Numbers) -> tuple[Numbers, Numbers]:
+        """Return the best score of each answer's phrasings, and the mean of the best few."""
+        best = np.full(len(self.answers), -1.0)
+        np.maximum.at(best, self._owner, score)
+        order = np.lexsort((-score, self._owner))
+        owner = self._owner[order]
+        first = np.searchsorted(owner, np.arange(len(self.answers)))
+        place = np.arange(len(owner)) - first[owner]
+        few = place < CROWD
+        sums = np.bincount(owner[few], score[order][few], len(self.answers))
+        return best, sums / np.maximum(1, np.bincount(owner[few], minlength=len(self.answers)))
+
+
+class _Words:
+    """Likeness word by word: how much of each question's weight has a word of like meaning in the other."""
+
+    def __init__(self, questions: Sequence[str], questions_encoder: QuestionEncoder) -> None:
+        self._encoder = questions_encoder
+        split = [words(question) or [""] for question in questions]
+        self._numbers = {word: at for at, word in enumerate(dict.fromkeys(word for each in split for word in each))}
+        known, found = list(self._numbers), np.zeros(len(self._numbers))
+        for each in split:
+            found[[self._numbers[word] for word in set(each)]] += 1
+        self._rare = np.log((1 + len(split)) / (1 + found)) + 1
+        self._usual = np.log(1 + len(split)) + 1  # of a word that no question holds
+        self._weights = self._rare * questions_encoder.rarity(known) / self._usual
+        self._vectors = questions_encoder.word_vectors(known)
+        longest = max(map(len, split), default=1)
+        self._places = np.zeros((len(split), longest), np.int64)
+        self._there = np.zeros((len(split), longest))
+        for row, each in enumerate(split):
+            self._places[row, : len(each)] = [self._numbers[word] for word in each]
+            self._there[row, : len(each)] = 1
+
+    def likeness(self, question: str, rows: Places) -> Numbers:
+        """Return the harmonic mean of the covered shares of both questions, for some of the ones here."""
+        weights, near = self._near(question)
+        covered = (near[:, self._places[rows]] * self._there[rows]).max(2)  # (words asked, questions)
+        asked_share = weights @ covered / max(1e-9, weights.sum())
+        own = self._weights[self._places[rows]] * self._there[rows]
+        own_share = (own * near.max(0)[self._places[rows]]).sum(1) / np.maximum(1e-9, own.sum(1))
+        return np.asarray(2 * asked_share * own_share / (asked_share + own_share + 1e-9), np.float64)
+
+    def uncovered(self, question: str, row: int) -> tuple[float, float]:
+        """Return the weightiest word of a question that the one here has nothing like, and the other way round."""
+        weights, near = self._near(question)
+        places = self._places[row][self._there[row] > 0]
+        near = near[:, places]
+        return float((weights * (1 - near.max(1))).max()), float((self._weights[places] * (1 - near.max(0))).max())
+
+    def _near(self, question: str) -> tuple[Numbers, Numbers]:
+        """Return the weights of a question's words, and how near each is to each word known here, (asked, known)."""
+        asked = words(question) or [""]
+        rare = [self._rare[self._numbers[word]] if word in self._numbers else self._usual for word in asked]
+        near = (self._encoder.word_vectors(asked) @ self._vectors.T).astype(np.float64)
+        near[near < NEAR] = 0
+        for row, word in enumerate(asked):
+            if word in self._numbers:
+                near[row, self._numbers[word]] = 1
+        return np.array(rare) * self._encoder.rarity(asked) / self._usual, near
+
+
+def as_taught(messages: Sequence[Message], matcher: Matcher) -> list[Message]:
+    """Return a conversation in which each question for a taught answer is asked as it was taught."""
+    asked = (m if m.role != "user" else replace(m, content=matcher.phrased(m.content)) for m in messages)
+    return list(asked)
+
+
+def outside() -> list[str]:
+    """Return general questions that a set of taught answers will hardly answer."""
+    if not _LISTED:
+        _LISTED.extend(line for line in OUTSIDE.read_text("utf-8").splitlines() if line and not line.startswith("#"))
+    return _LISTED
+
+
+_LISTED: list[str] = []
+_ENCODED: dict[int, Vectors] = {}
+
+
+def _outside_vectors(by: QuestionEncoder) -> Vectors:
+    if id(by) not in _ENCODED:
+        _ENCODED[id(by)] = by.encode(outside())
+    return _ENCODED[id(by)]
