@@ -77,6 +77,12 @@ class Calibration:
     precision: float
     curve: tuple[Point, ...]
 
+    @property
+    def decided_rightly(self) -> float:
+        """The share of the pairs that are answered rightly or declined for a wrong answer, by the honest curve."""
+        wrong = 1 - self.right / self.pairs
+        return self.coverage * self.precision + wrong - self.coverage * (1 - self.precision)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         return {"format": FORM, **asdict(self), "weights": list(self.weights), "curve": list(map(asdict, self.curve))}
@@ -297,6 +303,12 @@ def pick(curve: Sequence[Point], coverage: float = 0.9, precision: float | None 
             f"got {precision:g}"
         )
     return reaching[-1]
+
+
+def decided_rightly(judge: Judge, cases: Sequence[Case]) -> float:
+    """Return the share of cases that a judge gives where they are right, and declines where they are wrong."""
+    sure = [judge.confidence(case.question, case.answer, case.logprobs) for case in cases]
+    return sum((sure[at] >= judge.threshold) == case.right for at, case in enumerate(cases)) / max(1, len(cases))
 
 
 def calibrate(

@@ -21,7 +21,7 @@ FLOORS = (
     {"confidence", "engine"},
     {"fleet", "grounding"},
     {"benchmark", "chatbot", "diagnosis", "history", "offline"},
-    {"server"},
+    {"quality", "server"},
     {"cli"},
     {"__main__"},
 )

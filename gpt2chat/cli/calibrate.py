@@ -102,16 +102,17 @@ def calibrated(
 ) -> dict[str, Any]:
     """Fit confidence to the answers that a model gave, write the receipt, and return what is shown of it."""
     from gpt2chat import packs, pretrained
-    from gpt2chat.confidence import Judge, calibrate
+    from gpt2chat.confidence import Judge, calibrate, decided_rightly, judge_of
 
     path, file = _receipt(name, receipt), pretrained.checkpoint_file(name)
-    pairs = _pairs(taught, encoding) if taught else loaded.taught
+    pairs = pairs_in(taught, encoding) if taught else loaded.taught
     if not pairs:
         say("note: the model keeps no taught questions: pass --taught FILE, or its own probabilities are all there is")
     content = [[(message.role, message.content) for message in messages] for messages in conversations]
+    cases, used = list(_cases(runtime, loaded, conversations, replies)), judge_of(name, pairs, say)
     found = calibrate(
-        Judge(pairs),
-        list(_cases(runtime, loaded, conversations, replies)),
+        Judge(used.matcher),
+        cases,
         coverage or COVERAGE,
         precision,
         model=pretrained.name_of(loaded),
@@ -120,9 +121,15 @@ def calibrated(
         data_sha256=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
     )
     _remark(found)
-    found.save(path)
-    say(f"saved {path}")
-    return {**found.to_dict(), "receipt": str(path), "table": _rows(found)}
+    before, after = decided_rightly(used, cases), found.decided_rightly
+    compared = f"{after:.1%} of the {found.pairs} questions rightly answered or declined, {before:.1%} as it is"
+    if after < before:
+        say(f"not saved, as the threshold in use does better: {compared}")
+    else:
+        found.save(path)
+        say(f"saved {path}: {compared}")
+    shown = {**found.to_dict(), "receipt": str(path), "table": _rows(found), "saved": after >= before}
+    return shown | {"decided_rightly": round(after, 4), "decided_rightly_before": round(before, 4)}
 
 
 def _remark(found: Calibration) -> None:
@@ -155,8 +162,8 @@ def _cases(
         yield Case(reply.question, reply.answer, [score.logprob for score in scores], reply.exact)
 
 
-def _pairs(files: Sequence[Path], encoding: str | None) -> list[Pair]:
-    """Read the pairs that a model was taught."""
+def pairs_in(files: Sequence[Path], encoding: str | None) -> list[Pair]:
+    """Read questions and answers, the last ones of each conversation."""
     from gpt2chat.data import last_pair
     from gpt2chat.formats import read_conversations
     from gpt2chat.records import Report

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2chat.cli.calibrate import calibrated, calibration_options, check_count, check_options, table
-from gpt2chat.cli.options import ModelName, chosen, device_options, sources
+from gpt2chat.cli.chatted import chatted
+from gpt2chat.cli.chatted import table as chat_table
+from gpt2chat.cli.options import ModelName, check_doubt, chosen, device_options, doubt_options, sources
 from gpt2chat.cli.terminal import SETTINGS, reports_errors, say
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ FILE = click.Path(path_type=Path)
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many pairs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--show", type=click.IntRange(0), default=3, help="Print so many wrong answers.")
+@click.option("--paraphrases", type=FILE, multiple=True, help="Taught questions in other words, with their answers.")
+@click.option("--outside", type=FILE, multiple=True, help="Questions to decline: a JSON list or lines of text.")
+@doubt_options
 @calibration_options
 @device_options("float32")
 @click.option("--quantize", default="none", help="int8 or int4: also say what rounding the weights changes.")
@@ -50,13 +55,16 @@ def evaluate_command(
       gpt2chat eval trained_model.pt --conversation_file data/conversations.json
       gpt2chat eval demo --text_file data/guide.txt --quantize int8
       gpt2chat eval trained_model.pt --conversation_file heldout.json --calibrate
+      gpt2chat eval faq.pt --paraphrases asked.json --outside other.txt --grounded
     """
     from gpt2chat import pretrained
     from gpt2chat.decoding import choose, runtime_of
     from gpt2chat.errors import ConfigError
 
-    if not conversation_file and not text_file:
-        raise ConfigError("eval: expected --conversation_file or --text_file, got neither")
+    asked = any((conversation_file, text_file, o["paraphrases"], o["outside"]))
+    if not asked:
+        raise ConfigError("eval: expected --conversation_file, --text_file, --paraphrases or --outside, got none")
+    check_doubt(o)
     check_options(checkpoint, conversation_file, **o)
     loaded, choice = pretrained.load(checkpoint), chosen(**o)
     runtime = runtime_of(loaded, choice)
@@ -67,6 +75,8 @@ def evaluate_command(
     if conversation_file:
         conversations = _read(conversation_file, loaded, **o)
         result["conversations"], replies = _conversations(runtime, loaded, conversations, o["show"])
+    if o["paraphrases"] or o["outside"]:
+        result["chat"] = chatted(checkpoint, **o)
     if o["calibrate"]:
         result["confidence"] = calibrated(checkpoint, loaded, runtime, conversations, replies, **o)
     if choice.form != "float32":
@@ -175,6 +185,8 @@ def _table(result: dict[str, Any]) -> str:
         lines.append(f"  in a row  {row['exact']:.1%} of {row['pairs']} asked one after the other in one conversation")
         lines.append(f"  speed     {pairs['tokens_per_second']:.0f} tokens per second, questions included")
         lines.append(f"  stopped   {pairs['stopped']:.1%} ended by themselves")
+    if chat := result.get("chat"):
+        lines += chat_table(chat)
     return "\n".join(lines + (table(result["confidence"]) if "confidence" in result else []))
 
 
