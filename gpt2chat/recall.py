@@ -44,11 +44,8 @@ class Recall:
     def to_dict(self) -> dict[str, float]:
         """Return the figures for JSON; those of a sample also say of how many."""
         sampled = {} if self.checked == self.taught else {"taught": self.taught}
-        return {
-            "recall": round(self.recalled / self.checked, 4),
-            "recalled": self.recalled,
-            "pairs": self.checked,
-        } | sampled
+        share = round(self.recalled / self.checked, 4)
+        return {"recall": share, "recalled": self.recalled, "pairs": self.checked} | sampled
 
     def words(self) -> str:
         """Return it in words: 40 of 40, or 250 of 256 sampled of 10,000."""

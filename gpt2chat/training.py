@@ -2,7 +2,7 @@
 
 Progress bars, saving, early stopping and Ctrl-C belong to whoever iterates. The batch of step n, and the random
 numbers of its dropout, depend on the seed and n alone; so a run that is resumed from its weights, its optimizer state
-and the number of its last step goes on exactly as if it had never stopped. A run with an open end also needs its `Pace`.
+and the number of its last step goes on exactly as if it had never stopped; one with an open end needs its `Pace` too.
 """
 
 from __future__ import annotations
@@ -57,12 +57,10 @@ class TrainConfig:
     begin: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "row_tokens", "steps"):
-            value, high = getattr(self, name), 10_000_000 if name == "steps" else 100_000
-            if name == "steps" and value is None:
-                continue
-            if type(value) is not int or not 1 <= value <= high:
-                raise ConfigError(f"{name}: expected a whole number from 1 to {high:,}, got {value!r}")
+        for name in ("epochs", "batch_size", "accumulate", "row_tokens"):
+            _check_whole(name, getattr(self, name), 100_000)
+        if self.steps is not None:
+            _check_whole("steps", self.steps, 10_000_000)
         limits = {"learning_rate": 10.0, "warmup": 1.0, "weight_decay": 10.0, "clip": 1e9, "join": 1.0}
         for name, high in limits.items():
             value = getattr(self, name)
@@ -77,12 +75,17 @@ class TrainConfig:
             raise ConfigError(f"accumulate: expected at most batch_size ({self.batch_size}), got {self.accumulate}")
 
 
+def _check_whole(name: str, value: object, high: int) -> None:
+    if type(value) is not int or not 1 <= value <= high:
+        raise ConfigError(f"{name}: expected a whole number from 1 to {high:,}, got {value!r}")
+
+
 @dataclass
 class Pace:
     """How a run with an open end goes on: the share of its peak rate, and whether it has reached its end.
 
-    Whoever iterates lets it `follow` what was found between two steps. Its fields are all that resuming such a run needs
-    beside weights, optimizer state and position.
+    Whoever iterates lets it `follow` what was found between two steps. Its fields are all that resuming such a run
+    needs beside weights, optimizer state and position.
     """
 
     share: float = 1.0
