@@ -39,7 +39,7 @@ class TrainConfig:
     batch_size: rows per optimizer step, of row_tokens ids each.
     accumulate: parts a step's rows are computed in; the update is the same, the memory smaller.
     learning_rate: its peak, after a linear warm-up over `warmup` of all steps; then a cosine to a tenth of it.
-    weight_decay: applies to matrices only. clip: largest gradient norm. join: see `data.collate`.
+    weight_decay: applies to matrices only. clip: largest gradient norm. join, apart: see `data.collate`.
     """
 
     epochs: int = 1
@@ -51,6 +51,7 @@ class TrainConfig:
     clip: float = 1.0
     row_tokens: int = 256
     join: float = 0.9
+    apart: float = 0.0
     seed: int = 0
     steps: int | None = None
     open_end: bool = False
@@ -61,7 +62,7 @@ class TrainConfig:
             _check_whole(name, getattr(self, name), 100_000)
         if self.steps is not None:
             _check_whole("steps", self.steps, 10_000_000)
-        limits = {"learning_rate": 10.0, "warmup": 1.0, "weight_decay": 10.0, "clip": 1e9, "join": 1.0}
+        limits = {"learning_rate": 10.0, "warmup": 1.0, "weight_decay": 10.0, "clip": 1e9, "join": 1.0, "apart": 1.0}
         for name, high in limits.items():
             value = getattr(self, name)
             positive = name in ("learning_rate", "clip")
@@ -198,7 +199,16 @@ def train(
 def _batches(dataset: Dataset, config: TrainConfig, pad_id: int) -> Iterator[Batch]:
     """Yield the batches of one epoch after the other, without an end."""
     for epoch in itertools.count():
-        yield from epoch_batches(dataset, epoch, config.row_tokens, config.batch_size, config.seed, config.join, pad_id)
+        yield from epoch_batches(
+            dataset,
+            epoch,
+            config.row_tokens,
+            config.batch_size,
+            config.seed,
+            config.join,
+            pad_id,
+            config.apart,
+        )
 
 
 def _take_step(

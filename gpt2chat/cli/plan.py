@@ -14,7 +14,7 @@ import torch
 from gpt2chat import checkpoint, pretrained, shelf
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.cli.inputs import read_inputs, rehearse, source_of, taught_by
-from gpt2chat.cli.schedule import JOIN, ROWS, check_interval, gets_more, most_time, schedule
+from gpt2chat.cli.schedule import ROWS, check_interval, gets_more, most_time, schedule
 from gpt2chat.cli.terminal import shortened
 from gpt2chat.conversation import Example
 from gpt2chat.data import Dataset, render_records, split
@@ -146,7 +146,7 @@ def _check(options: dict[str, Any]) -> None:
         accumulate=options["accumulate"],
         learning_rate=5e-5 if options["learning_rate"] is None else options["learning_rate"],
         weight_decay=options["weight_decay"],
-        join=JOIN if options["join"] is None else options["join"],
+        join=options["join"],
     )
     if not options["save_path"].name:
         raise ConfigError(f"save_path: expected a file name, got {str(options['save_path'])!r}")

@@ -19,7 +19,7 @@ from gpt2chat.run import stored_settings
 from gpt2chat.training import TrainConfig, count_steps, default_learning_rate, total_steps
 
 ROWS = 4  # of a step, where neither the user nor few data say otherwise
-JOIN, OPEN_JOIN = 0.9, 0.5  # how often a pair follows another one; alone it is learnt in half the steps
+APART = 0.5  # of the rows of an open run hold pairs on their own, as they are asked first; the others, conversations
 STEPS_OF_A_PASS = 4  # few data are learnt in smaller steps rather than in fewer of them
 CHECK_SHARE = 0.1  # of the time of training that may go into checking what comes back
 CHECK_LEAST = 5  # steps between two checks
@@ -39,7 +39,7 @@ def schedule(
         learning_rate=options["learning_rate"] or default_learning_rate(base.config),
         weight_decay=options["weight_decay"],
         row_tokens=row_tokens,
-        join=JOIN if options["join"] is None else options["join"],
+        join=options["join"],
         seed=options["seed"],
     )
     lines = []
@@ -64,8 +64,7 @@ def _open(config: TrainConfig, options: dict[str, Any], dataset: Dataset, quiz: 
     batch = options["batch_size"] or max(min(ROWS, rows // STEPS_OF_A_PASS), 1, config.accumulate)
     most = most_steps(-(-rows // batch))
     line = f"epochs: until the taught answers come back, at most {most} steps (--epochs or --steps sets a number)"
-    join = OPEN_JOIN if options["join"] is None else config.join
-    return dataclasses.replace(config, batch_size=batch, join=join, steps=most, open_end=True), line
+    return dataclasses.replace(config, batch_size=batch, apart=APART, steps=most, open_end=True), line
 
 
 def most_time(dataset: Dataset, config: TrainConfig, model: GPT2Config, dtype: torch.dtype) -> str:

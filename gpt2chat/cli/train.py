@@ -70,11 +70,7 @@ class NewFile(click.Path):
 @click.option("--too_long", type=click.Choice(["error", "skip", "cut"]), default="error", help="Longer conversations.")
 @click.option("--text_separator", help="Cut a text file into documents at this string.")
 @click.option("--text_share", type=float, help="With both kinds of data: share of the tokens that is text.")
-@click.option(
-    "--join",
-    type=float,
-    help="How often a single pair goes on the conversation before it.  [default: 0.9, or 0.5 with open epochs]",
-)
+@click.option("--join", type=float, default=0.9, help="How often a single pair goes on the conversation before it.")
 @click.option(
     "--template",
     "--chat_template",
