@@ -22,6 +22,7 @@ from gpt2chat.model import GPT2
 
 ALL = 512  # answers up to which all are checked; of more of them ...
 SAMPLE = 256  # ... so many, the same ones each time
+LATER = 0.9  # share of the answers that must also come back in the middle of a conversation
 MARGIN = 1.0  # logits by which a taught token leads where an answer counts as sure: int8 weights move them by less
 TOGETHER = 128  # positions whose logits are in memory together
 ROWS = 4
@@ -29,17 +30,23 @@ ROWS = 4
 
 @dataclass(frozen=True)
 class Recall:
-    """How many of the answers that were checked come back, and how many of these with a margin."""
+    """How many of the answers that were checked come back to their question, and how many of these with a margin."""
 
     recalled: int
     checked: int
     sure: int
+    later: int  # that come back behind other questions and answers; looked at once all surely come back alone
     taught: int  # answers there are; more than `checked` where a sample was checked
 
     @property
     def whole(self) -> bool:
         """Whether every answer that was checked comes back."""
         return self.recalled == self.checked
+
+    @property
+    def surely(self) -> bool:
+        """Whether all come back with a margin, and most in the middle of a conversation."""
+        return self.sure == self.checked and self.later >= LATER * self.checked
 
     def to_dict(self) -> dict[str, float]:
         """Return the figures for JSON; those of a sample also say of how many."""
@@ -91,17 +98,27 @@ class Quiz:
         """How many ids one check reads."""
         return sum(len(example.ids) for example in self._examples)
 
-    @torch.no_grad()
     def ask(self, model: GPT2, dtype: torch.dtype = torch.float32) -> Recall:
         """Count the answers that come back; the model is left in evaluation mode."""
+        alone = self._best(self._leads(model, dtype, list(range(len(self._examples))), 0.0))
+        recalled, sure = (sum(lead > least for lead in alone) for least in (0.0, MARGIN))
+        later = 0
+        if sure == len(alone):
+            order = random.Random(1).sample(range(len(self._examples)), len(self._examples))
+            later = sum(lead > 0 for lead in self._best(self._leads(model, dtype, order, 1.0)))
+        return Recall(recalled, len(alone), sure, later, self.taught)
+
+    @torch.no_grad()
+    def _leads(self, model: GPT2, dtype: torch.dtype, order: list[int], join: float) -> list[Tensor]:
+        """Return for each example by how much each of its targets leads, behind others with `join` 1."""
         model.eval()
         lengths = [len(example.ids) for example in self._examples]
         size = max([self._row_tokens, *lengths])
         leads: list[Tensor] = [torch.empty(0)] * len(lengths)
-        rows = pack(lengths, range(len(lengths)), size)
+        rows = pack(lengths, order, size)
         for start in range(0, len(rows), ROWS):
             part = rows[start : start + ROWS]
-            batch = collate([[self._examples[i] for i in row] for row in part], self._pad_id, limit=size)
+            batch = collate([[self._examples[i] for i in row] for row in part], self._pad_id, join, limit=size)
             with autocast(model.device, dtype):
                 found = _leads(model, batch.to(model.device)).cpu()
             for r, row in enumerate(part):
@@ -109,16 +126,15 @@ class Quiz:
                 for i in row:
                     leads[i] = found[r, at : at + lengths[i] - 1]
                     at += lengths[i]
-        return self._counted(leads)
+        return leads
 
-    def _counted(self, leads: Sequence[Tensor]) -> Recall:
-        """Count questions by the lead at each token of their answers: the best answer of each counts."""
+    def _best(self, leads: Sequence[Tensor]) -> list[float]:
+        """Return for each question by how much the best of its answers leads, at the token that leads least."""
         best: dict[int, float] = {}
         for example, begin, end, asked in self._answers:
             lead = float(leads[example][begin - 1 : end - 1].min())
             best[asked] = max(lead, best.get(asked, lead))
-        recalled, sure = (sum(lead > least for lead in best.values()) for least in (0.0, MARGIN))
-        return Recall(recalled, len(best), sure, self.taught)
+        return list(best.values())
 
 
 def _answers(number: int, example: Example, end_id: int) -> Iterable[_Answer]:

@@ -183,7 +183,7 @@ class Run:
         assert self.quiz is not None
         recall = self.quiz.ask(self.model, dtype or self.dtype)
         if self.checked != self.number:
-            self.pace.follow(recall.recalled / recall.checked, recall.sure == recall.checked)
+            self.pace.follow(recall.recalled / recall.checked, recall.surely)
             self._keep({"step": self.number, **recall.to_dict()})
         self.recall, self.checked = recall, self.number
         return recall

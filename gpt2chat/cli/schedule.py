@@ -19,9 +19,9 @@ from gpt2chat.run import stored_settings
 from gpt2chat.training import TrainConfig, count_steps, default_learning_rate, total_steps
 
 ROWS = 4  # of a step, where neither the user nor few data say otherwise
-APART = 0.5  # of the rows of an open run hold pairs on their own, as they are asked first; the others, conversations
+APART = 0.4  # of the rows of an open run hold pairs on their own, as they are asked first; the others, conversations
 STEPS_OF_A_PASS = 4  # few data are learnt in smaller steps rather than in fewer of them
-CHECK_SHARE = 0.1  # of the time of training that may go into checking what comes back
+CHECK_SHARE = 0.12  # of the time of training that may go into checking what comes back
 CHECK_LEAST = 5  # steps between two checks
 
 
