@@ -3,8 +3,9 @@
     python benchmarks/teach.py --data shop.json --count 1,5,20 --seeds 0,1,2
     python benchmarks/teach.py --data pairs.json.xz --count 1000 -- --learning_rate 5e-4
 
-Trains on the first so many pairs of a file, asks all of them with the weights that chat uses (int8), and prints one JSON
-line per run. What follows `--` goes to `gpt2chat train`. CPU seconds are those of training and its checks, on all cores.
+Trains on the first so many pairs of a file, asks all of them with the weights that chat uses (int8), and prints one
+JSON line per run. What follows `--` goes to `gpt2chat train`. CPU seconds are those of training and its checks, on all
+cores.
 """
 
 from __future__ import annotations
