@@ -251,3 +251,27 @@ def test_eight_russian_pairs_come_back(place: Path) -> None:
     for form in ("none", "int8"):
         scores = invoke("eval", "ru.pt", "--conversation_file", data, "--quantize", form, "--json")
         assert json.loads(scores.stdout)["conversations"]["exact"] == 1.0
+
+
+# -- with something held out ---------------------------------------------------------------------------------------
+
+
+def test_what_is_held_out_unasked_does_not_keep_an_open_run_from_teaching(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt2chat.cli.plan.LARGE", 6)
+    said = train().stderr
+    assert "5 conversations of" in said and "1 held out to validate" in said
+    assert re.search(r"^5 of 5 taught answers come back$", said, re.M), said
+    assert same_weights(place / "trained_model.pt", place / "trained_model.last.pt")
+    assert any("validation_loss" in row for row in rows(place / "trained_model.metrics.jsonl"))
+
+
+def test_validation_that_was_asked_for_ends_an_open_run_when_it_turns(place: Path) -> None:
+    said = train("--val_fraction", 0.34, "--learning_rate", 0.1).stderr
+    assert "stopped early: 3 validations in a row brought no progress" in said
+    losses = [row["validation_loss"] for row in rows(place / "trained_model.metrics.jsonl") if "validation_loss" in row]
+    assert min(losses[-3:]) >= min(losses)
+    kept = checkpoint.load(place / "trained_model.pt").about
+    assert round(kept["validation_loss"], 5) == min(losses)
+    assert f"{kept['recall']['recalled']} of 4 taught answers come back" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,12 @@ def _continued(options: dict[str, Any], base: Checkpoint, dataset: Dataset, row_
 
 def passes(dataset: Dataset, config: TrainConfig, steps: int) -> int:
     """Return how many epochs the first steps of a run are, a begun one counted whole."""
-    epochs = 1
-    while sum(count_steps(dataset, dataclasses.replace(config, epochs=epochs))) < steps:
-        epochs += max(1, epochs // 8)
-    while epochs > 1 and sum(count_steps(dataset, dataclasses.replace(config, epochs=epochs - 1))) >= steps:
-        epochs -= 1
-    return epochs
+    taken = 0
+    for epoch in itertools.count():
+        taken += -(-len(epoch_rows(dataset, epoch, config.row_tokens, config.seed)) // config.batch_size)
+        if taken >= steps:
+            return epoch + 1
+    raise AssertionError("an endless loop has ended")
 
 
 def _warnings(dataset: Dataset, row_tokens: int) -> list[str]:
