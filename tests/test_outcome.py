@@ -141,14 +141,16 @@ def test_the_printed_command_goes_on(name: str, length: tuple[object, ...], plac
     assert re.search(r"^\d of 6 taught answers come back", said, re.M)
 
 
-def test_a_number_of_epochs_is_obeyed_though_the_answers_come_back_before(place: Path) -> None:
-    said = train("--epochs", 80).stderr
-    assert steps_of(place / "trained_model.metrics.jsonl") == list(range(1, 81))
-    assert "6 of 6 taught answers come back" in said
+def test_a_number_of_epochs_is_obeyed_and_reported_in_the_same_way(place: Path) -> None:
+    said = train("--epochs", 9).stderr
+    assert steps_of(place / "trained_model.metrics.jsonl") == list(range(1, 10))
+    rates = [row["learning_rate"] for row in rows(place / "trained_model.metrics.jsonl") if "loss" in row]
+    assert rates == sorted(rates, reverse=True)
+    assert re.search(r"^\d of 6 taught answers come back, loss .*--epochs 18`$", said, re.M)
 
 
 def test_the_count_is_that_of_the_weights_which_validation_chose(place: Path) -> None:
-    options = ("--val_fraction", 0.34, "--epochs", 30, "--eval_every", 1)
+    options = ("--val_fraction", 0.34, "--epochs", 30, "--eval_every", 1, "--learning_rate", 0.1)
     said = train(*options).stderr
     kept = checkpoint.load(place / "trained_model.pt").about
     assert kept["step"] < 30
