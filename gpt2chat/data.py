@@ -207,8 +207,7 @@ def collate(
     """Lay documents out in rows: positions restart and attention ends at each document's border.
 
     A single exchange goes on the conversation of the one before with probability `join`, so that a model taught on
-    pairs has seen earlier turns; in the share `apart` of the rows none does. Padding is masked from the loss; it goes
-    up to a multiple of 64, but not past `limit`.
+    pairs has seen earlier turns; not so in a share `apart` of the rows. Padding is masked, up to 64 and to `limit`.
     """
     rng = rng or random.Random(0)
     used = [sum(len(example.ids) for example in row) for row in rows]
