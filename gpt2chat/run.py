@@ -182,10 +182,11 @@ class Run:
         """Count the taught answers that come back; an open run slows down as they do, and ends when all surely do."""
         assert self.quiz is not None
         recall = self.quiz.ask(self.model, dtype or self.dtype)
-        if self.checked != self.number:
+        first, self.recall = self.checked != self.number, recall
+        if first:
             self.pace.follow(recall.recalled / recall.checked, recall.surely)
+            self.checked = self.number
             self._keep({"step": self.number, **recall.to_dict()})
-        self.recall, self.checked = recall, self.number
         return recall
 
     def evaluate(self) -> Evaluation:

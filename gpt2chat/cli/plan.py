@@ -33,7 +33,6 @@ from gpt2chat.version import __version__
 
 LARGE = 1000  # so many conversations or text blocks are enough to hold some out unasked
 # options that an interrupted run does not pass on
-# options that an interrupted run does not pass on
 OWN_EACH_TIME = ("resume", "interactive", "device", "dry_run", "keep_state")
 
 
@@ -142,7 +141,7 @@ def _check(options: dict[str, Any]) -> None:
     TrainConfig(
         epochs=1 if options["epochs"] is None else options["epochs"],
         steps=options["steps"],
-        batch_size=max(ROWS, options["accumulate"]) if options["batch_size"] is None else options["batch_size"],
+        batch_size=ROWS if options["batch_size"] is None else options["batch_size"],
         accumulate=options["accumulate"],
         learning_rate=5e-5 if options["learning_rate"] is None else options["learning_rate"],
         weight_decay=options["weight_decay"],

@@ -35,7 +35,7 @@ def schedule(
     config = TrainConfig(
         epochs=options["epochs"] or 1,
         steps=options["steps"],
-        batch_size=options["batch_size"] or max(ROWS, options["accumulate"]),
+        batch_size=options["batch_size"] or ROWS,
         accumulate=options["accumulate"],
         learning_rate=options["learning_rate"] or default_learning_rate(base.config),
         weight_decay=options["weight_decay"],

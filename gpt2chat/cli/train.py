@@ -132,8 +132,8 @@ def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str,
     from gpt2chat.run import RunFiles, stored_settings
 
     path = Path(given["resume"]) if given["resume"] != "auto" else _last(given)
-    if not path.exists() and RunFiles(path.with_name(path.name.replace(".last.pt", ".pt"))).best.is_file():
-        best = path.with_name(path.name.replace(".last.pt", ".pt"))
+    best = path.with_name(path.name.replace(".last.pt", ".pt"))
+    if not path.exists() and best.is_file():
         raise CheckpointError(
             f"{path}: no such file: a run whose answers all come back keeps it only with --keep_state; "
             f"train on from its weights with --model {best}"
@@ -248,7 +248,7 @@ def _loop(plan: Plan, signals: Signals) -> None:
     tune_allocator()
     run, steps, valve = plan.run, plan.steps(), MemoryValve()
     with Progress(plan.total, run.number, plan.config.open_end) as progress:
-        _look(plan, progress, run.number)
+        _look(plan, progress, run.number, signals)
         while not run.finished_early:
             with signals.critical():
                 step = next(steps, None)
@@ -259,20 +259,21 @@ def _loop(plan: Plan, signals: Signals) -> None:
             progress.step(step)
             if plan.kept(step.number):
                 run.save_step()
-            _look(plan, progress, step.number)
+            _look(plan, progress, step.number, signals)
         if plan.config.open_end and (run.validation or run.probes) and run.evaluated != run.number:
             progress.evaluation(run.evaluate())
         if run.finished_early:
             progress.note(f"stopped early: {run.patience} validations in a row brought no progress")
 
 
-def _look(plan: Plan, progress: Progress, number: int) -> None:
+def _look(plan: Plan, progress: Progress, number: int, signals: Signals) -> None:
     """Evaluate and check what comes back where that is due; a run that was interrupted before makes up for it."""
     run = plan.run
     if number and plan.due(number) and run.evaluated != number:
         progress.evaluation(run.evaluate())
     if number and plan.asks(number) and run.checked != number:
-        progress.recall(run.check())
+        with signals.critical():  # the pace and the step that it was set at are kept together
+            progress.recall(run.check())
 
 
 def _summary(plan: Plan, interactive: bool) -> None:
