@@ -24,7 +24,7 @@ from gpt2chat.model import GPT2, GPT2Config
 
 MAX_SKIPPED = 5  # steps in a row whose gradients are not finite before training gives up
 LEAST_SHARE = 0.1  # of the peak rate, where a run ends
-SEVERAL = 4  # looks in a row at what was learnt that an open run takes as its end
+SEVERAL = 3  # looks in a row at what was learnt that an open run takes as its end
 OPEN_WARMUP = 10  # steps of a run with an open end, of which no share is known
 FADING = 0.2  # share of the most steps in which the rate of an open run goes down, should the end not come before
 

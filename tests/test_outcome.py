@@ -222,7 +222,7 @@ def test_an_interrupted_run_takes_another_length(place: Path) -> None:
     [
         (("--epochs", 3), 2, "epochs: the run has taken 3 epochs already: pass more than 3, all together"),
         (("--epochs", 2), 2, "epochs: the run has taken 3 epochs already: pass more than 3"),
-        (("--steps", 3), 2, "steps: the run has taken 3 steps already: pass more than 3"),
+        (("--steps", 2), 2, "steps: the run has taken 3 steps already: pass more than 3"),
         (("--steps", 0), 2, "steps: expected a whole number from 1 to 10,000,000, got 0"),
         (("--steps", 9, "--epochs", 9), 2, "steps: --epochs says how long the run goes on already"),
         (("--batch_size", 2), 2, "batch_size: the first run left it open, got 2: leave it out, or train afresh"),
