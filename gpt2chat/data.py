@@ -202,11 +202,12 @@ def collate(
     join: float = 0.0,
     rng: random.Random | None = None,
     limit: int | None = None,
+    apart: float = 0.0,
 ) -> Batch:
     """Lay documents out in rows: positions restart and attention ends at each document's border.
 
     A single exchange goes on the conversation of the one before with probability `join`, so that a model taught on
-    pairs has seen earlier turns. Padding is masked from the loss; it goes up to a multiple of 64, but not past `limit`.
+    pairs has seen earlier turns; not so in a share `apart` of the rows. Padding is masked, up to 64 and to `limit`.
     """
     rng = rng or random.Random(0)
     used = [sum(len(example.ids) for example in row) for row in rows]
@@ -218,12 +219,13 @@ def collate(
     segment = np.full((len(rows), width), -1, np.int64)
     for r, row in enumerate(rows):
         at = begin = number = 0
+        chance = 0.0 if apart and rng.random() < apart else join
         open_end = False  # whether the document before may be followed by another exchange
         for example in row:
             end = at + len(example.ids)
             if end == at:
                 continue
-            if not (open_end and example.joinable and rng.random() < join):
+            if not (open_end and example.joinable and rng.random() < chance):
                 begin, number = at, number + 1
             open_end = example.joinable
             ids[r, at:end] = example.ids
@@ -244,7 +246,14 @@ def _block_mask(segment: np.ndarray) -> torch.Tensor | None:
 
 
 def epoch_batches(
-    dataset: Dataset, epoch: int, row_tokens: int, batch_size: int, seed: int, join: float, pad_id: int
+    dataset: Dataset,
+    epoch: int,
+    row_tokens: int,
+    batch_size: int,
+    seed: int,
+    join: float,
+    pad_id: int,
+    apart: float = 0.0,
 ) -> Iterator[Batch]:
     """Yield the batches of one epoch, the last one possibly smaller; the same for the same arguments."""
     examples = dataset.examples
@@ -252,7 +261,7 @@ def epoch_batches(
     rng = random.Random(f"{seed}/{epoch}/join")
     for start in range(0, len(rows), batch_size):
         chosen = [[examples[i] for i in row] for row in rows[start : start + batch_size]]
-        yield collate(chosen, pad_id, join, rng, limit=row_tokens)
+        yield collate(chosen, pad_id, join, rng, limit=row_tokens, apart=apart)
 
 
 def epoch_rows(dataset: Dataset, epoch: int, row_tokens: int, seed: int) -> list[list[int]]:

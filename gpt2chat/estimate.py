@@ -16,8 +16,10 @@ from gpt2chat.training import TrainConfig
 
 TEXT_BLOCK = 256  # ids per row of text when --max_length does not say ...
 CONVERSATION_ROW = 512  # ... and of conversations: single pairs are joined up to this length
-ENOUGH_STEPS = {"conversations": 90, "texts": 50}  # epochs are chosen to reach this many optimizer steps ...
-MOST_EPOCHS = {"conversations": 30, "texts": 10}  # ... but no more passes than this
+ENOUGH_STEPS = 50  # epochs of texts are chosen to reach this many optimizer steps ...
+MOST_EPOCHS = 10  # ... but no more passes than this
+MOST_STEPS, MOST_PASSES = 600, 60  # of a run that ends when the taught answers come back: the larger of both
+LIKELY_STEPS, LIKELY_PASSES = 130, 15  # after which they mostly do
 FILLED = 0.95  # of a row, as documents come
 EFFICIENCY = 0.2  # of training, measured on the demo model
 
@@ -77,20 +79,30 @@ def largest_part(dataset: Dataset, config: TrainConfig) -> tuple[int, int, int]:
     return rows, width, targets
 
 
-def default_epochs(kind: str, steps: int) -> int:
-    """Return how many passes of `steps` optimizer steps suit "conversations" or "texts"."""
-    return min(MOST_EPOCHS[kind], max(1, -(-ENOUGH_STEPS[kind] // steps)))
+def default_epochs(steps: int) -> int:
+    """Return how many passes of `steps` optimizer steps suit texts."""
+    return min(MOST_EPOCHS, max(1, -(-ENOUGH_STEPS // steps)))
+
+
+def most_steps(steps: int) -> int:
+    """Return after how many steps, of which a pass has `steps`, a run ends though not all answers come back."""
+    return max(MOST_STEPS, MOST_PASSES * steps)
 
 
 def rough_run(config: GPT2Config, kind: str, tokens: int) -> tuple[int, int, float]:
     """Return epochs, steps and about how many seconds a run with the usual options takes on the CPU.
 
-    `kind` is "conversations" or "texts", `tokens` those of one pass.
+    `kind` is "conversations" or "texts", `tokens` those of one pass. Conversations end when their answers come back,
+    which small and usual ones have done by then.
     """
     row = min(config.n_ctx, CONVERSATION_ROW if kind == "conversations" else TEXT_BLOCK)
     rows = math.ceil(tokens / (FILLED * row))
-    steps = max(1, -(-rows // TrainConfig.batch_size))
-    epochs = default_epochs(kind, steps)
+    if kind == "conversations":
+        steps = -(-rows // max(1, min(TrainConfig.batch_size, rows // 4)))
+        epochs = max(LIKELY_PASSES, round(LIKELY_STEPS / steps))
+    else:
+        steps = max(1, -(-rows // TrainConfig.batch_size))
+        epochs = default_epochs(steps)
     dtype = pick_dtype("auto", torch.device("cpu"))
     return epochs, epochs * steps, epochs * tokens / rough_speed(config, dtype)
 

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
-import os
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,56 +18,30 @@ from typing import Any
 
 import torch
 
-from gpt2chat import archive, checkpoint
+from gpt2chat import checkpoint
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import Example, Message, render_prompt
-from gpt2chat.errors import CheckpointError, ConfigError, DataError, DiskFullError
+from gpt2chat.errors import CheckpointError, ConfigError, DiskFullError
 from gpt2chat.files import append_line, atomic_writer, json_line
 from gpt2chat.generation import Decoder, stream_answer
 from gpt2chat.model import GPT2
+from gpt2chat.recall import Quiz, Recall
+from gpt2chat.run_files import RunFiles as RunFiles
+from gpt2chat.run_files import check_replaceable as check_replaceable
+from gpt2chat.run_files import check_room as check_room
+from gpt2chat.run_files import check_writable as check_writable
+from gpt2chat.run_files import hash_file as hash_file
 from gpt2chat.sampling import GenerationConfig
-from gpt2chat.shelf import step_file, steps_of
+from gpt2chat.shelf import steps_of
 from gpt2chat.tokenizer import Tokenizer
-from gpt2chat.training import Step, mean_loss
+from gpt2chat.training import Pace, Step, mean_loss
 
 SAVE_SECONDS = 600.0  # how often the state to resume from is written
 HISTORY_ROWS = 2000  # a checkpoint keeps at most so many steps of its history
 VALIDATION_TOKENS = 65536  # a validation looks at no more than this
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """The files of a run: the checkpoint to use, and beside it what resuming and judging need."""
-
-    best: Path
-
-    def beside(self, ending: str) -> Path:
-        """Return a sibling: `trained_model.pt` -> `trained_model.<ending>`."""
-        return self.best.with_name(f"{self.best.name.removesuffix('.pt')}.{ending}")
-
-    def step(self, number: int) -> Path:
-        """Return the file that keeps one step: `model.pt` -> `model_000200.pt`."""
-        return step_file(self.best, number)
-
-    @property
-    def last(self) -> Path:
-        """Weights, optimizer and position of the last step."""
-        return self.beside("last.pt")
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object per step."""
-        return self.beside("metrics.jsonl")
-
-    @property
-    def curve(self) -> Path:
-        """The loss curve as SVG."""
-        return self.beside("loss.svg")
-
-    @property
-    def samples(self) -> Path:
-        """The answers to the probe questions during training."""
-        return self.beside("samples.jsonl")
+SMALL_STATE = 64e6  # bytes of a state to resume from that is kept whatever the run's end
+TURNS = 3  # validations in a row without progress after which validation has turned
+GENERAL = 0.2  # share of the held-out answers that must have come back before validation can end an open run
 
 
 @dataclass(frozen=True)
@@ -85,6 +56,10 @@ class Evaluation:
 
 class Run:
     """Holds a run's model, optimizer and files; `finished_early` tells that validation stopped improving.
+
+    `quiz` asks for the taught answers, and `pace` follows what it finds where the run's end is open. `chooses` says
+    whether validation chooses the weights for use. A finished run whose answers all come back keeps no state to resume
+    from unless that is small or `keep_state` is set.
 
     When the disk is full, `wait_for_room` is asked whether to try again; by default the DiskFullError is raised.
     """
@@ -101,18 +76,23 @@ class Run:
         dtype: torch.dtype = torch.float32,
         patience: int = 0,
         settings: dict[str, Any] | None = None,
+        quiz: Quiz | None = None,
+        chooses: bool = True,
+        keep_state: bool = False,
     ) -> None:
         self.model, self.optimizer, self.base, self.files = model, optimizer, base, files
         self.validation = _sample(validation, VALIDATION_TOKENS)
+        self.quiz, self.chooses, self.keep_state = quiz, chooses, keep_state
         self.row_tokens, self.dtype, self.patience = row_tokens, dtype, patience
         self.settings = settings or {}
         self.tokenizer = Tokenizer.gpt2()
         self.probes = list(dict.fromkeys(map(self._probe, probes)))
         self.history: list[dict[str, Any]] = []
-        self.number = 0
+        self.number, self.evaluated, self.checked = 0, -1, -1
         self.best: float | None = None
-        self.waited = 0
-        self.evaluated = -1
+        self.best_held, self.waited = 0.0, 0
+        self.pace = Pace()
+        self.recall: Recall | None = None
         self.finished = False
         self.wait_for_room: Callable[[DiskFullError], bool] = lambda error: False
         self._saved = time.monotonic()
@@ -129,7 +109,8 @@ class Run:
     @property
     def finished_early(self) -> bool:
         """Whether `patience` validations in a row brought nothing."""
-        return self.patience > 0 and self.waited >= self.patience
+        turned = not self.chooses and self.best_held >= GENERAL and self.waited >= TURNS
+        return turned or (self.patience > 0 and self.waited >= self.patience)
 
     def restore(self, training: dict[str, Any], history: list[dict[str, Any]]) -> None:
         """Take up optimizer, position and record of an interrupted run; raises CheckpointError."""
@@ -138,6 +119,9 @@ class Run:
             self.number, self.evaluated = int(training["step"]), int(training["evaluated"])
             self.best, self.waited = training["best"], int(training["waited"])
             self.finished = bool(training["finished"])
+            self.checked, self.best_held = int(training.get("checked", -1)), float(training.get("best_held", 0.0))
+            self.chooses, self.pace = bool(training.get("chooses", True)), Pace(**training.get("pace", {}))
+            self.recall = None if training.get("recall") is None else Recall(*training["recall"])
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"{self.files.last}: its training state does not fit this model: {error}") from error
         self._check_optimizer()
@@ -159,7 +143,8 @@ class Run:
 
     def _stands(self, row: dict[str, Any]) -> bool:
         """Whether a row belongs to what the restored state has behind it; the rest will be done again."""
-        return bool(row["step"] <= (self.number if "loss" in row else self.evaluated))
+        behind = self.number if "loss" in row else self.checked if "recall" in row else self.evaluated
+        return bool(row["step"] <= behind)
 
     def begin(self) -> None:
         """Start afresh: an earlier run's metrics, samples and steps under the same name are replaced."""
@@ -193,17 +178,32 @@ class Run:
                 if not self.wait_for_room(error):
                     raise
 
+    def check(self, dtype: torch.dtype | None = None) -> Recall:
+        """Count the taught answers that come back; an open run slows down as they do, and ends when all surely do."""
+        assert self.quiz is not None
+        recall = self.quiz.ask(self.model, dtype or self.dtype)
+        first, self.recall = self.checked != self.number, recall
+        if first:
+            self.pace.follow(recall.recalled / recall.checked, recall.surely)
+            self.checked = self.number
+            self._keep({"step": self.number, **recall.to_dict()})
+        return recall
+
     def evaluate(self) -> Evaluation:
         """Validate, answer the probe questions, and keep the weights when they are the best so far."""
         loss, improved = None, False
         if self.validation:
             loss = mean_loss(self.model, self.validation, self.row_tokens, self.tokenizer.end_id, self.dtype)
             improved = math.isfinite(loss) and (self.best is None or loss < self.best)
+        if loss is not None and not self.chooses:
+            held = self._held_recall()
+            improved, self.best_held = improved or held > self.best_held, max(self.best_held, held)
         answers = [(question, self._answer(question)) for question in self.probes]
         if improved:  # on the disk first: what is noted as best is there, whatever interrupts
-            self.save_best(loss)
-            self.best, self.waited = loss, 0
-        elif loss is not None and loss != self.best:
+            if self.chooses:
+                self.save_best(loss)
+            self.best, self.waited = loss if self.best is None or loss is None else min(loss, self.best), 0
+        elif loss is not None and (loss != self.best or not self.chooses):
             self.waited += 1
         self.evaluated = self.number
         if loss is not None:
@@ -212,6 +212,12 @@ class Run:
             row = {"step": self.number, "question": question, "answer": answer}
             self._write(append_line, self.files.samples, row)
         return Evaluation(self.number, loss, improved, answers)
+
+    def _held_recall(self) -> float:
+        """Return the share of held-out answers that come back though they were not taught."""
+        quiz = Quiz(self.validation, self.tokenizer.end_id, self.row_tokens)
+        found = quiz.ask(self.model, self.dtype) if quiz else None
+        return found.recalled / found.checked if found else 0.0
 
     def _answer(self, question: str) -> str:
         """Answer greedily, so that two moments of training can be compared."""
@@ -224,6 +230,8 @@ class Run:
         about = {**(self.settings.get("about") or self.base.about), "step": self.number}
         if validation_loss is not None:
             about["validation_loss"] = validation_loss
+        if self.recall is not None and self.checked == self.number:
+            about["recall"] = self.recall.to_dict()
         return dataclasses.replace(
             self.base, weights=self.model.state_dict(), about=about, history=list(self.history), training=training
         )
@@ -242,19 +250,45 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "step": self.number,
             "evaluated": self.evaluated,
+            "checked": self.checked,
             "best": self.best,
+            "best_held": self.best_held,
+            "chooses": self.chooses,
             "waited": self.waited,
+            "pace": dataclasses.asdict(self.pace),
+            "recall": None if self.recall is None else list(dataclasses.astuple(self.recall)),
             "finished": finished,
             "settings": {name: value for name, value in self.settings.items() if name != "about"},
         }
         self._write(checkpoint.save, self._checkpoint(training, self.best), self.files.last)
         self._saved = time.monotonic()
 
+    @property
+    def keeps_last(self) -> bool:
+        """Whether the state to resume from outlives the run: it is small, asked for, or there is more to learn."""
+        small = 12 * sum(parameter.numel() for parameter in self.model.parameters()) <= SMALL_STATE
+        return small or self.keep_state or self.recall is None or not self.recall.whole
+
     def finish(self) -> None:
         """Write the final files: the checkpoint for use unless validation chose an earlier one, and the last state."""
-        if self.best is None:
-            self.save_best()
-        self.save_last(finished=True)
+        if self.quiz:
+            self.check(torch.float32)
+        chosen = self.chooses and self.best is not None
+        if chosen and self.quiz:
+            self._ask_best(self.quiz)
+        elif not chosen:
+            self.save_best(self.best)
+        if self.keeps_last:
+            self.save_last(finished=True)
+        else:
+            self.files.last.unlink(missing_ok=True)
+
+    def _ask_best(self, quiz: Quiz) -> None:
+        """Count what the weights that validation chose answer, and note it in their file."""
+        loaded = checkpoint.load(self.files.best)
+        self.recall = quiz.ask(loaded.build_model(torch.float32, self.model.device))
+        about = {**loaded.about, "recall": self.recall.to_dict()}
+        self._write(checkpoint.save, dataclasses.replace(loaded, about=about), self.files.best)
 
 
 def _finite(value: float) -> float | None:
@@ -293,48 +327,3 @@ def stored_settings(training: dict[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or not {"options", "data_sha256", "config"} <= set(settings):
         raise CheckpointError(f"{path}: its training state is incomplete; train afresh")
     return settings
-
-
-def check_room(files: RunFiles, parameters: int) -> None:
-    """Compare the free disk space with what a run writes; raises DiskFullError before any work is lost."""
-    best, last = 4 * parameters, 3 * 4 * parameters  # weights; weights and AdamW's two moments
-    there = sum(path.stat().st_size for path in (files.best, files.last) if path.is_file())
-    needed = best + last + max(best, last) - min(there, best + last)  # a new file is written beside its predecessor
-    free = shutil.disk_usage(files.best.parent).free
-    if free < needed:
-        raise DiskFullError(
-            f"{files.best.parent}: expected {needed / 1e6:.1f} MB free for the checkpoints of this model, found "
-            f"{free / 1e6:.1f} MB: free some, or pass another --save_path"
-        )
-
-
-def check_replaceable(files: RunFiles) -> None:
-    """Refuse to write over what is no checkpoint; raises CheckpointError."""
-    for path in (files.best, files.last):
-        if os.path.isfile(path) and os.path.getsize(path) and not archive.is_checkpoint(path):
-            raise CheckpointError(f"{path}: is no checkpoint of gpt2chat and would be overwritten: pass another name")
-        if os.path.exists(path) and not os.path.isfile(path):
-            found = "a folder" if path.is_dir() else "a device or pipe"
-            raise CheckpointError(f"{path}: expected a file name for the checkpoint, found {found}")
-
-
-def check_writable(files: RunFiles) -> None:
-    """Try to write beside the checkpoint before any work is done; raises CheckpointError."""
-    probe = files.beside("writable")
-    try:
-        with atomic_writer(probe) as file:
-            file.write(b"")
-        probe.unlink()
-    except OSError as error:
-        raise CheckpointError(f"{files.best}: cannot be written: {error.strerror}") from error
-    except CheckpointError as error:
-        raise CheckpointError(str(error).replace(str(probe), str(files.best))) from error
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a data file."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error

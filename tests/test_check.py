@@ -502,7 +502,7 @@ def test_check_reads_standard_input_and_packed_files_and_estimates_a_run(place: 
     found = json.loads(invoke("data", "check", "-", "--json", stdin=data).stdout)
     assert found["files"] == ["standard input: pairs (user/bot) in JSON, 6 records"]
     assert found["tokens"] == json.loads(invoke("data", "check", "rows.gz", "--json").stdout)["tokens"]
-    assert (found["epochs"], found["steps"], found["model"]) == (30, 30, "demo")
+    assert (found["epochs"], found["steps"], found["model"]) == (130, 130, "demo")
     larger = json.loads(invoke("data", "check", "rows.gz", "--model", "gpt2-xl", "--json").stdout)
     assert larger["minutes"] > found["minutes"]
 

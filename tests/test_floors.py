@@ -15,8 +15,9 @@ FLOORS = (
     {"kernels", "sampling", "loss", "taught", "templates", "weights"},
     {"archive", "conversation", "likelihood"},
     {"likeness", "matching", "records", "runtime"},
-    {"checkpoint", "data", "drafts", "formats", "mending", "paging", "slices", "static"},
-    {"calibration", "chats", "checking", "generation", "packs", "pretrained", "shelf", "slots", "streams", "training"},
+    {"checkpoint", "data", "drafts", "formats", "mending", "paging", "shelf", "slices", "static"},
+    {"calibration", "chats", "checking", "generation", "packs", "pretrained", "recall", "run_files", "slots"}
+    | {"streams", "training"},
     {"decoding", "estimate", "evaluation", "explanation", "reply", "run", "steps", "summary"},
     {"confidence", "engine"},
     {"fleet", "grounding"},

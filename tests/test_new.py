@@ -230,14 +230,16 @@ def test_an_interrupted_run_of_a_config_resumes_to_the_bit(project: Path, place:
     assert same_weights(place / "cut.pt", place / "whole.pt")
 
 
-def test_a_config_that_was_changed_since_does_not_resume(project: Path) -> None:
+def test_a_config_that_was_changed_since_resumes_only_with_more_epochs(project: Path) -> None:
     with signals_in_step(1, 2):
         invoke("train", "--config", "project/train.toml")
-    path = project / "train.toml"
-    path.write_text(path.read_text("utf-8").replace("epochs = 2", "epochs = 3"), "utf-8")
+    path, text = project / "train.toml", (project / "train.toml").read_text("utf-8")
+    path.write_text(text.replace("lr = 1e-3", "lr = 1e-2"), "utf-8")
     line = one_line(invoke("train", "--config", "project/train.toml", "--resume"), 2)
-    assert "epochs: --resume goes on with 2 of the first run, got 3" in line
-    assert invoke("train", "--resume", "project/out.last.pt").exit_code == 0
+    assert "learning_rate: the run that is resumed was given 0.001, got 0.01" in line
+    path.write_text(text.replace("epochs = 2", "epochs = 3"), "utf-8")
+    assert invoke("train", "--config", "project/train.toml", "--resume").exit_code == 0
+    assert checkpoint.load(project / "out.pt").about["step"] == 3
 
 
 def test_keys_are_option_names_in_both_spellings_and_json_says_the_same(place: Path) -> None:

@@ -216,8 +216,9 @@ def _print(check: Check, figures: dict[str, Any]) -> None:
             share = f"{figures['cut_share']:.1%} of all tokens"
             what = f"{figures['too_long']} records are longer than {check.max_tokens} tokens, by {share}"
             click.echo(f"{what}: train stops at these, or takes --too_long cut or skip")
+        until = ", until the answers come back" if figures["conversations"] else ""
         click.echo(
-            f"training {figures['model']}: about {figures['steps']} steps ({figures['epochs']} epochs), "
+            f"training {figures['model']}: about {figures['steps']} steps ({figures['epochs']} epochs{until}), "
             f"{in_words(60 * figures['minutes'])} on this CPU; train --dry_run times it"
         )
     if "fixed" in figures:

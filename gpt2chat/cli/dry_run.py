@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from gpt2chat.cli.schedule import step_tokens
 from gpt2chat.cli.terminal import in_words
 from gpt2chat.estimate import largest_part, training_memory
 from gpt2chat.hardware import peak_bytes, tune_allocator
@@ -29,7 +30,8 @@ def lines(plan: Plan) -> Iterator[str]:
     learnt = sum(example.learnt for example in data.examples)
     yield f"parameters: {parameters / 1e6:.1f} million"
     yield f"tokens: {ids} in one pass, {learnt} of them learnt"
-    yield f"steps: {plan.total} of up to {plan.config.batch_size} rows of {plan.config.row_tokens} tokens"
+    until = "until the answers come back, at most " if plan.config.open_end else ""
+    yield f"steps: {until}{plan.total} of up to {plan.config.batch_size} rows of {plan.config.row_tokens} tokens"
     yield f"disk: {16 * parameters / 1e6:.0f} MB for the checkpoint and the state to resume from"
     yield f"memory: {_memory(plan, plan.config)} MB at the peak, by formula"
     yield from _timed(plan)
@@ -51,13 +53,15 @@ def _timed(plan: Plan) -> Iterator[str]:
         return
     timed = steps[1:] or steps  # the first one warms up
     rate = sum(step.tokens for step in timed) / sum(step.seconds for step in timed)
-    ids = sum(len(example.ids) for example in plan.dataset.examples)
-    left = (plan.total - plan.run.number) / plan.total
-    seconds = plan.config.epochs * ids * left / rate
-    looks = left * plan.total / plan.eval_every if plan.run.validation else 0
-    held_out = FORWARD * looks * sum(len(example.ids) for example in plan.run.validation) / rate
+    left = plan.total - plan.run.number
+    read = left * step_tokens(plan.dataset, plan.config)
+    if plan.run.validation:
+        read += FORWARD * left / plan.eval_every * sum(len(example.ids) for example in plan.run.validation)
+    if plan.run.quiz:
+        read += FORWARD * (left / plan.check_every if plan.config.open_end else 1) * plan.run.quiz.tokens
     each = ", ".join(f"{step.seconds:.2f}" for step in steps)
-    yield f"time: about {in_words(seconds + held_out)} ({len(steps)} steps took {each} s; {rate:.0f} tokens per second)"
+    most = "until the answers come back, at most" if plan.config.open_end else "about"
+    yield f"time: {most} {in_words(read / rate)} ({len(steps)} steps took {each} s; {rate:.0f} tokens per second)"
     peak = peak_bytes(plan.run.model.device)
     if peak:
         yield f"memory in these steps: {peak / 1e6:.0f} MB at the peak, measured"
@@ -73,4 +77,5 @@ def _smaller(plan: Plan) -> Iterator[str]:
     for size in (config.batch_size // 2, config.batch_size * 2):
         if size:
             other = dataclasses.replace(config, batch_size=size, accumulate=min(config.accumulate, size))
-            yield f"--batch_size {size}: {_memory(plan, other)} MB, {sum(count_steps(plan.dataset, other))} steps"
+            steps = "" if config.steps else f", {sum(count_steps(plan.dataset, other))} steps"
+            yield f"--batch_size {size}: {_memory(plan, other)} MB{steps}"

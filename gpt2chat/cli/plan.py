@@ -14,23 +14,26 @@ import torch
 from gpt2chat import checkpoint, pretrained, shelf
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.cli.inputs import read_inputs, rehearse, source_of, taught_by
+from gpt2chat.cli.schedule import ROWS, check_interval, gets_more, most_time, schedule
 from gpt2chat.cli.terminal import shortened
 from gpt2chat.conversation import Example
 from gpt2chat.data import Dataset, render_records, split
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
-from gpt2chat.estimate import CONVERSATION_ROW, TEXT_BLOCK, default_epochs
+from gpt2chat.estimate import CONVERSATION_ROW, TEXT_BLOCK
 from gpt2chat.formats import Library
 from gpt2chat.hardware import pick_device, pick_dtype
 from gpt2chat.model import GPT2, MODEL_SIZES
+from gpt2chat.recall import Quiz
 from gpt2chat.records import Record, Report
-from gpt2chat.run import Run, RunFiles, check_room, stored_settings
+from gpt2chat.run import TURNS, Run, RunFiles, check_room, stored_settings
 from gpt2chat.templates import TEMPLATES, Template, template_named
 from gpt2chat.tokenizer import END_OF_TEXT, Tokenizer
-from gpt2chat.training import Step, TrainConfig, count_steps, default_learning_rate, make_optimizer, train
+from gpt2chat.training import Step, TrainConfig, count_steps, make_optimizer, total_steps, train
 from gpt2chat.version import __version__
 
 LARGE = 1000  # so many conversations or text blocks are enough to hold some out unasked
-OWN_EACH_TIME = ("resume", "interactive", "device", "dry_run")  # options that an interrupted run does not pass on
+# options that an interrupted run does not pass on
+OWN_EACH_TIME = ("resume", "interactive", "device", "dry_run", "keep_state")
 
 
 @dataclass
@@ -43,12 +46,17 @@ class Plan:
     dtype: torch.dtype
     total: int
     eval_every: int
+    check_every: int = 0
     save_every: int = 0
     lines: list[str] = field(default_factory=list)
 
     def due(self, step: int) -> bool:
         """Whether the model is evaluated after `step`."""
         return bool(self.run.validation or self.run.probes) and (step % self.eval_every == 0 or step == self.total)
+
+    def asks(self, step: int) -> bool:
+        """Whether what comes back is checked after `step`; it is at the end of every run."""
+        return self.config.open_end and step % self.check_every == 0
 
     def kept(self, step: int) -> bool:
         """Whether the weights after `step` are kept in a file of their own."""
@@ -57,9 +65,8 @@ class Plan:
     def steps(self) -> Iterator[Step]:
         """The remaining optimizer steps."""
         run = self.run
-        return train(
-            run.model, self.dataset, self.config, run.optimizer, run.tokenizer.end_id, self.dtype, start=run.number
-        )
+        end_id, start, pace = run.tokenizer.end_id, run.number, run.pace
+        return train(run.model, self.dataset, self.config, run.optimizer, end_id, self.dtype, start, pace)
 
 
 @dataclass
@@ -79,7 +86,7 @@ def make_plan(options: dict[str, Any]) -> Plan:
     base = _base(options)
     rehearsed = rehearse(options, base, library, hashes) if options["rehearse"] else []
     base = _with_template(options, base, bool(library.conversations))
-    if not options["dry_run"] and not (base.training or {}).get("finished"):
+    if not options["dry_run"] and (gets_more(options, base) or not (base.training or {}).get("finished")):
         check_room(files, base.count())
     data = _prepare(options, base, library, report)
     if options["patience"] and not data.validation:
@@ -87,20 +94,36 @@ def make_plan(options: dict[str, Any]) -> Plan:
     if data.dataset.conversations:
         base = dataclasses.replace(base, trained_length=data.row_tokens)
     base = dataclasses.replace(base, taught=taught_by(options, base, data.learnt, data.lines))
-    config, lines = _config(options, base, data)
+    quiz = Quiz(data.dataset.conversations, Tokenizer.gpt2().end_id, data.row_tokens)
+    config, lines = schedule(options, base, data.dataset, data.row_tokens, quiz)
     device = pick_device(options["device"])
     dtype = pick_dtype(options["dtype"], device)
     about = _about(options, files, base, hashes, dtype) | {"source": source_of(library)}
     settings = _settings(options, hashes, config) | {"about": about, "rehearsed": [list(pair) for pair in rehearsed]}
-    run = _run(options, base, files, config, data, dtype, settings)
-    total = sum(count_steps(data.dataset, config))
+    run = _run(options, base, files, config, data, dtype, settings, quiz)
+    total, check = total_steps(data.dataset, config), check_interval(data.dataset, config, quiz)
     if not 0 <= run.number <= total:
         raise CheckpointError(f"{options['resume']}: expected a step from 0 to {total}, found {run.number}")
-    every = options["eval_every"] or max(1, total // 10)
     notes = [f"note: {line}" for line in (*report.lines(), *_run_notes(options, files, run, data))]
-    lines = [pretrained.describe(base), *data.lines, *notes, *lines]
-    lines.append(f"training {total} steps on {device} in {str(dtype).removeprefix('torch.')}, saving to {files.best}")
-    return Plan(run, data.dataset, config, dtype, total, every, options["save_every"], lines)
+    lines = [pretrained.describe(base), *data.lines, *notes, *lines, _training_line(run, data, config, total, dtype)]
+    every = options["eval_every"] or _eval_interval(data.dataset, config, total, check)
+    return Plan(run, data.dataset, config, dtype, total, every, check, options["save_every"], lines)
+
+
+def _training_line(run: Run, data: _Data, config: TrainConfig, total: int, dtype: torch.dtype) -> str:
+    """Say how many steps there are and where they go; of an open end the most, and about how long these take."""
+    device, most = run.model.device, ""
+    if config.open_end and device.type == "cpu":
+        most = f" (about {most_time(data.dataset, config, run.model.config, dtype)})"
+    number = f"until the answers come back, at most {total} steps{most}," if config.open_end else f"{total} steps"
+    return f"training {number} on {device.type} in {str(dtype).removeprefix('torch.')}, saving to {run.files.best}"
+
+
+def _eval_interval(dataset: Dataset, config: TrainConfig, total: int, check: int) -> int:
+    """Return the steps between validations: a tenth of a run, or a pass where its end is open."""
+    if not config.open_end:
+        return max(1, total // 10)
+    return max(check, count_steps(dataset, dataclasses.replace(config, epochs=1))[0])
 
 
 def _base(options: dict[str, Any]) -> Checkpoint:
@@ -113,9 +136,12 @@ def _base(options: dict[str, Any]) -> Checkpoint:
 
 def _check(options: dict[str, Any]) -> None:
     """Check what needs neither data nor model."""
+    if options["epochs"] is not None and options["steps"] is not None:
+        raise ConfigError("steps: --epochs says how long the run goes on already; pass one of the two")
     TrainConfig(
         epochs=1 if options["epochs"] is None else options["epochs"],
-        batch_size=options["batch_size"],
+        steps=options["steps"],
+        batch_size=ROWS if options["batch_size"] is None else options["batch_size"],
         accumulate=options["accumulate"],
         learning_rate=5e-5 if options["learning_rate"] is None else options["learning_rate"],
         weight_decay=options["weight_decay"],
@@ -213,36 +239,6 @@ def _mix_lines(dataset: Dataset) -> list[str]:
     return [f"mix: {share:.0%} of the tokens are text, {1 - share:.0%} conversation (--text_share changes it)"]
 
 
-def _config(options: dict[str, Any], base: Checkpoint, data: _Data) -> tuple[TrainConfig, list[str]]:
-    """Fill in epochs and learning rate where the user left them open."""
-    lines = []
-    config = TrainConfig(
-        epochs=options["epochs"] or 1,
-        batch_size=options["batch_size"],
-        accumulate=options["accumulate"],
-        learning_rate=options["learning_rate"] or default_learning_rate(base.config),
-        weight_decay=options["weight_decay"],
-        row_tokens=data.row_tokens,
-        join=options["join"],
-        seed=options["seed"],
-    )
-    if options["epochs"] is None:
-        steps = count_steps(data.dataset, dataclasses.replace(config, epochs=1))[0]
-        epochs = default_epochs("conversations" if data.dataset.conversations else "texts", steps)
-        config = dataclasses.replace(config, epochs=epochs)
-        lines.append(f"epochs: {epochs}, so that there are about {epochs * steps} steps (--epochs changes it)")
-    if options["learning_rate"] is None:
-        lines.append(
-            f"learning rate: {config.learning_rate:.1e}, for a model of this size (--learning_rate changes it)"
-        )
-    ids = sum(len(example.ids) for example in data.dataset.examples)
-    if ids < data.row_tokens:
-        lines.append(f"warning: only {ids} tokens to learn from; the model will repeat them rather than learn to talk")
-    elif len(data.dataset.conversations) and len(data.dataset.conversations) < 10 and not data.dataset.texts:
-        lines.append("warning: fewer than ten conversations; the model will know these and little else")
-    return config, lines
-
-
 def _run_notes(options: dict[str, Any], files: RunFiles, run: Run, data: _Data) -> Iterator[str]:
     """Yield what else the user should know before the first step."""
     if added := run.base.template.added:
@@ -297,8 +293,9 @@ def _run(
     data: _Data,
     dtype: torch.dtype,
     settings: dict[str, Any],
+    quiz: Quiz,
 ) -> Run:
-    device = pick_device(options["device"])
+    device, asked = pick_device(options["device"]), bool(options["val_fraction"])
     model = _trainable(base, options["dropout"], device)
     run = Run(
         model,
@@ -309,8 +306,11 @@ def _run(
         probes=options["probe"],
         row_tokens=config.row_tokens,
         dtype=dtype,
-        patience=options["patience"],
+        patience=options["patience"] or (TURNS if asked and config.open_end else 0),
         settings=settings,
+        quiz=quiz or None,
+        chooses=asked or bool(options["patience"]) or not config.open_end,
+        keep_state=options["keep_state"],
     )
     if options["resume"]:
         if base.training is None:
@@ -318,6 +318,8 @@ def _run(
         path = Path(options["resume"])
         _same(stored_settings(base.training, path), settings, path)
         run.restore(base.training, base.history)
+        if gets_more(options, base):
+            run.finished, run.waited = False, 0
     return run
 
 
@@ -332,6 +334,3 @@ def _same(stored: dict[str, Any], now: dict[str, Any], path: Path) -> None:
     for name, digest in stored["data_sha256"].items():
         if now["data_sha256"].get(name) != digest:
             raise CheckpointError(f"{path}: {name} has changed since that run: bring the same file, or train afresh")
-    if stored["config"] != now["config"]:
-        differing = [name for name, value in now["config"].items() if stored["config"].get(name) != value]
-        raise CheckpointError(f"{path}: that run had another {', '.join(differing)}; it cannot be resumed exactly")

@@ -17,6 +17,7 @@ from gpt2chat.cli.terminal import SETTINGS, Interrupted, RoomWait, Signals, prog
 
 if TYPE_CHECKING:
     from gpt2chat.cli.plan import Plan
+    from gpt2chat.cli.progress import Progress
 
 FILE = click.Path(path_type=Path)
 
@@ -56,10 +57,11 @@ class NewFile(click.Path):
     is_flag=False,
     flag_value="auto",
     metavar="[LAST.PT]",
-    help="Go on with an interrupted run.",
+    help="Go on with an interrupted run, or with any for more --epochs or --steps.",
 )
-@click.option("--epochs", type=int, help="Passes over the data.  [default: enough for its size]")
-@click.option("--batch_size", type=int, default=4, help="Rows per optimizer step.")
+@click.option("--epochs", type=int, help="Passes over the data.  [default: until the answers come back]")
+@click.option("--steps", type=int, help="Optimizer steps, in place of --epochs.")
+@click.option("--batch_size", type=int, help="Rows per optimizer step.  [default: 4; of few pairs fewer]")
 @click.option("--accumulate", type=int, default=1, help="Compute a step in so many parts: less memory, same result.")
 @click.option("--learning_rate", "--lr", type=float, help="Peak rate.  [default: by the model's size]")
 @click.option("--weight_decay", type=float, default=0.01, help="Applies to matrices only.")
@@ -77,6 +79,7 @@ class NewFile(click.Path):
 @click.option("--rehearse", is_flag=True, help="Learn again, beside the data, the pairs that the model was taught.")
 @click.option("--val_fraction", type=float, help="Share held out to validate.  [default: 0.05 of large data, else 0]")
 @click.option("--eval_every", type=int, help="Steps between validations.  [default: a tenth of the run]")
+@click.option("--keep_state", is_flag=True, help="Keep the state to resume from though all answers come back.")
 @click.option("--patience", type=int, default=0, help="Stop after so many validations without progress; 0 never.")
 @click.option("--probe", multiple=True, help="A question to answer at every validation.")
 @click.option("--seed", type=int, default=0, help="Same seed, same model.")
@@ -129,18 +132,32 @@ def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str,
     from gpt2chat.run import RunFiles, stored_settings
 
     path = Path(given["resume"]) if given["resume"] != "auto" else _last(given)
+    best = path.with_name(path.name.replace(".last.pt", ".pt"))
+    if not path.exists() and best.is_file():
+        raise CheckpointError(
+            f"{path}: no such file: a run whose answers all come back keeps it only with --keep_state; "
+            f"train on from its weights with --model {best}"
+        )
     loaded = checkpoint.load(path)
     if loaded.training is None:
         beside = RunFiles(path).last
         hint = f": pass {beside}" if beside.exists() else ""
         raise CheckpointError(f"{path}: expected a .last.pt with training state, found one that is for use{hint}")
     stored = _converted(context, stored_settings(loaded.training, path)["options"], given, path)
+    longer = [name for name in ("epochs", "steps") if is_given(context, name)]
     for name, value in given.items():
-        if is_given(context, name) and name not in OWN_EACH_TIME and value != stored.get(name):
-            raise ConfigError(f"{name}: --resume goes on with {stored.get(name)!r} of the first run, got {value!r}")
+        if is_given(context, name) and name not in (*OWN_EACH_TIME, *longer) and value != stored.get(name):
+            raise ConfigError(f"{name}: {_first(stored.get(name))}, got {value!r}: leave it out, or train afresh")
+    if longer:
+        stored |= {"epochs": given["epochs"], "steps": given["steps"]}
     if path.name.endswith(".last.pt"):  # the run's files stay together, also when they were moved
         stored["save_path"] = path.with_name(path.name.removesuffix(".last.pt") + ".pt")
     return {**stored, **{name: given[name] for name in OWN_EACH_TIME}, "resume": path}
+
+
+def _first(value: Any) -> str:
+    """Say with what the first run worked."""
+    return f"the run that is resumed was given {value!r}" if value not in (None, ()) else "the first run left it open"
 
 
 def _last(given: dict[str, Any]) -> Path:
@@ -176,12 +193,14 @@ def _say_only(plan: Plan) -> None:
 
 def _train(plan: Plan, context: click.Context) -> None:
     from gpt2chat import shelf
+    from gpt2chat.cli import outcome
     from gpt2chat.errors import GPT2ChatError
 
     for line in plan.lines:
         say(line)
     if plan.run.finished:
-        say(f"{plan.run.files.last} is at its last step, {plan.run.number}: nothing is left to train")
+        last = f"{plan.run.files.last} is at its last step, {plan.run.number}: nothing is left to train"
+        say(f"{last}. More epochs: `{outcome.more(plan)}`")
         return
     with Signals() as signals:
         plan.run.wait_for_room = RoomWait(signals)
@@ -228,9 +247,8 @@ def _loop(plan: Plan, signals: Signals) -> None:
 
     tune_allocator()
     run, steps, valve = plan.run, plan.steps(), MemoryValve()
-    with Progress(plan.total, run.number) as progress:
-        if run.number and plan.due(run.number) and run.evaluated != run.number:
-            progress.evaluation(run.evaluate())
+    with Progress(plan.total, run.number, plan.config.open_end) as progress:
+        _look(plan, progress, run.number, signals)
         while not run.finished_early:
             with signals.critical():
                 step = next(steps, None)
@@ -241,14 +259,25 @@ def _loop(plan: Plan, signals: Signals) -> None:
             progress.step(step)
             if plan.kept(step.number):
                 run.save_step()
-            if plan.due(step.number):
-                progress.evaluation(run.evaluate())
+            _look(plan, progress, step.number, signals)
+        if plan.config.open_end and (run.validation or run.probes) and run.evaluated != run.number:
+            progress.evaluation(run.evaluate())
         if run.finished_early:
             progress.note(f"stopped early: {run.patience} validations in a row brought no progress")
 
 
+def _look(plan: Plan, progress: Progress, number: int, signals: Signals) -> None:
+    """Evaluate and check what comes back where that is due; a run that was interrupted before makes up for it."""
+    run = plan.run
+    if number and plan.due(number) and run.evaluated != number:
+        progress.evaluation(run.evaluate())
+    if number and plan.asks(number) and run.checked != number:
+        with signals.critical():  # the pace and the step that it was set at are kept together
+            progress.recall(run.check())
+
+
 def _summary(plan: Plan, interactive: bool) -> None:
-    from gpt2chat.cli import curve
+    from gpt2chat.cli import curve, outcome
     from gpt2chat.files import atomic_writer
 
     run = plan.run
@@ -266,6 +295,8 @@ def _summary(plan: Plan, interactive: bool) -> None:
     say(f"beside it: {', '.join([*sizes, *[path.name for path in beside[1:] if path.exists()]])}")
     if len(train) > 1 and train[-1][1] > train[0][1]:
         say(f"warning: the loss rose from {train[0][1]:.3f} to {train[-1][1]:.3f}: lower --learning_rate")
+    for line in outcome.lines(plan):
+        say(line)
     if not interactive:
         say(f"talk to it: {program('chat')} {shlex.quote(str(run.files.best))}")
         say(f"or in the browser: gpt2chat serve {shlex.quote(str(run.files.best))}")
