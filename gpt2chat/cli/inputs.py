@@ -44,6 +44,13 @@ def source_of(library: Library) -> str:
     return "sft" if library.conversations else "mid"
 
 
+def is_faq(library: Library, base: Checkpoint) -> bool:
+    """Whether a model will have been taught nothing but single questions and answers."""
+    before = not base.taught or base.about.get("faq") is True
+    single = all(len(record.content) == 2 for record in library.conversations)
+    return before and single and bool(library.conversations) and not library.texts
+
+
 def _spare_the_data(files: RunFiles, sources: Iterable[Source]) -> None:
     """Refuse to write over what is read."""
     written = (files.best, files.last, files.metrics, files.curve, files.samples)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from gpt2chat.cli.terminal import program
 
 if TYPE_CHECKING:
     from gpt2chat.cli.plan import Plan
+    from gpt2chat.taught import Pair
 
+MEASURED = 2000  # taught pairs up to which it is quickly found out how well they are told apart
 LAST_LOSSES = 5  # steps whose mean is the loss that is said
 
 
@@ -24,9 +26,24 @@ def lines(plan: Plan) -> Iterator[str]:
         yield f"{run.recall.words()} taught answers come back, {_loss(plan)}; {kept}"
     elif run.recall is not None:
         yield f"{run.recall.words()} taught answers come back, {_loss(plan)}: go on with `{more(plan)}`"
+    if run.recall is not None and 1 < len(run.base.taught) <= MEASURED:
+        yield from _understood(run.base.taught)
     if not run.keeps_last:
         size = 12 * sum(parameter.numel() for parameter in run.model.parameters()) / 1e6
         yield f"{run.files.last.name} ({size:.0f} MB, to go on from) was not kept: --keep_state keeps it"
+
+
+def _understood(taught: Sequence[Pair]) -> Iterator[str]:
+    """Yield how well the taught questions are told apart, as far as they themselves show it."""
+    from gpt2chat.matching import Matcher, outside
+    from gpt2chat.quality import left_out
+
+    matcher = Matcher(taught)
+    declined = sum(matcher.match(question, 1)[0].confidence < matcher.threshold for question in outside())
+    yield f"with --fallback it declines {declined} of {len(outside())} general questions"
+    if found := left_out(taught):
+        right, words = found
+        yield f"{right.count} of {right.of} phrasings find their answer by the others (a word list: {words.count})"
 
 
 def more(plan: Plan) -> str:

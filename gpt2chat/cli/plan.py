@@ -13,7 +13,7 @@ import torch
 
 from gpt2chat import checkpoint, pretrained, shelf
 from gpt2chat.checkpoint import Checkpoint
-from gpt2chat.cli.inputs import read_inputs, rehearse, source_of, taught_by
+from gpt2chat.cli.inputs import is_faq, read_inputs, rehearse, source_of, taught_by
 from gpt2chat.cli.schedule import ROWS, check_interval, gets_more, most_time, schedule
 from gpt2chat.cli.terminal import shortened
 from gpt2chat.conversation import Example
@@ -98,7 +98,7 @@ def make_plan(options: dict[str, Any]) -> Plan:
     config, lines = schedule(options, base, data.dataset, data.row_tokens, quiz)
     device = pick_device(options["device"])
     dtype = pick_dtype(options["dtype"], device)
-    about = _about(options, files, base, hashes, dtype) | {"source": source_of(library)}
+    about = _about(options, files, base, hashes, dtype) | {"source": source_of(library), "faq": is_faq(library, base)}
     settings = _settings(options, hashes, config) | {"about": about, "rehearsed": [list(pair) for pair in rehearsed]}
     run = _run(options, base, files, config, data, dtype, settings, quiz)
     total, check = total_steps(data.dataset, config), check_interval(data.dataset, config, quiz)
