@@ -23,11 +23,12 @@ from gpt2chat.taught import Numbers, Pair, fold
 
 __all__ = ["Calibration", "Case", "Judge", "Match", "Matcher", "Point", "calibrate", "load_calibration", "pick"]
 EVIDENCE = ("mean", "least", "similarity", "margin")
-# A constant, and a weight for each kind of evidence: rounded from those of models fine-tuned on 7,894 pairs of small
-# talk; for a model that keeps no taught questions only the constant and the first two count.
-FIXED = (-1.3, 0.2, 0.4, 1.7, 4.4)
+# A constant, and a weight for each kind of evidence: how sure the match is, and a little of what the model finds. For a
+# model that keeps no taught questions only the constant and the first two count.
+FIXED = (0.0, 0.05, 0.05, 0.9, 0.5)
 FIXED_ALONE = (-1.2, 0.3, 0.5, 0.0, 0.0)
 UNMEASURED = 0.5  # how sure an answer must be when nothing was measured
+DOUBT = 0.01  # that stays of a match, however sure
 SURE = 1e-4  # a doubt that is as good as none
 LEAST_PAIRS, FOLDS, RIDGE = 30, 10, 1.0
 CURVE_POINTS = 100  # that a receipt keeps
@@ -189,19 +190,22 @@ class Judge:
     @property
     def threshold(self) -> float:
         """How sure an answer must be to be given."""
-        return self.calibration.threshold if self.calibration else UNMEASURED
+        if self.calibration:
+            return self.calibration.threshold
+        return self.matcher.threshold if len(self.matcher) else UNMEASURED
 
     def evidence(self, question: str, answer: str, logprobs: Sequence[float]) -> Numbers:
         """Return the four figures (EVIDENCE) that speak for an answer.
 
-        mean, least: log-odds of the mean log-probability of its tokens, and of the least. similarity: how likely the
-        question asks for any taught answer. margin: how much likelier for this very one than for any other.
+        mean, least: log-odds of the mean log-probability of its tokens, and of the least. similarity: log-odds that the
+        question asks for this answer. margin: how much likelier it asks for this one than for any other.
         """
         tokens = np.array(logprobs, np.float64) if len(logprobs) else np.array([-np.inf])
         likely = {fold(match.answer): match.confidence for match in reversed(self.matcher.match(question))}
         own = likely.pop(fold(answer), 0.0)
         other = max(likely.values(), default=0.0)
-        return np.array([_log_odds(tokens.mean()), _log_odds(tokens.min()), max(own, other), own - other])
+        asked = np.log((own + DOUBT) / (1 - own + DOUBT))
+        return np.array([_log_odds(tokens.mean()), _log_odds(tokens.min()), asked, own - other])
 
     def confidence(self, question: str, answer: str, logprobs: Sequence[float]) -> float:
         """Return how likely the answer is right, from 0 to 1; the end token's log-probability is not among `logprobs`.

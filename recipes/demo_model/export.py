@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from train import CONFIG, FREQUENT, ROWS, Corpus, heldout_loss
 
-from gpt2chat import checkpoint
+from gpt2chat import checkpoint, pretrained
 from gpt2chat.chatbot import GPT2Chatbot
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.hardware import pick_dtype
@@ -72,7 +73,7 @@ def rare_share(model: GPT2, corpus: Corpus, frequent: np.ndarray) -> tuple[float
     return given / count, true / count
 
 
-def measure(model: GPT2, packed: GPT2, corpus: Path) -> dict[str, float]:
+def measure(model: GPT2, packed: GPT2, corpus: Path) -> dict:
     """Return the figures of the card."""
     heldout = Corpus(corpus / "heldout")
     batches = heldout.rows // ROWS
@@ -88,19 +89,33 @@ def measure(model: GPT2, packed: GPT2, corpus: Path) -> dict[str, float]:
     }
 
 
-def card(figures: dict[str, float], manifest: dict, steps: int, seconds: float, parameters: int, size: int) -> str:
+def by_source(corpus: Path, models: Sequence[GPT2]) -> dict[str, list[float]]:
+    """Return the held-out loss of each model on each source that is long enough to tell."""
+    found = {}
+    for path in sorted(corpus.glob("heldout-*.bin")):
+        heldout = Corpus(path.with_suffix(""))
+        if batches := min(8, heldout.rows // ROWS):
+            dtype = pick_dtype("float32", models[0].device)
+            found[path.stem.partition("-")[2]] = [heldout_loss(model, heldout, dtype, batches) for model in models]
+    return found
+
+
+def card(figures: dict, manifest: dict, state: dict, parameters: int, size: int) -> str:
     """Return MODEL_CARD.md."""
     rows = [
-        f"| {s['name']} | {s['licence']} | {s['origin']} | {s['train_tokens']:,} | {s['repeats']} |"
+        f"| {s['name']} | {s['licence']} | {s['origin']} | {s['closing_tokens']:,} | {s['closing']} |"
         for s in manifest["sources"]
+        if s["closing_tokens"]
     ]
+    losses = [f"| {name} | {' | '.join(f'{loss:.2f}' for loss in pair)} |" for name, pair in figures["sources"].items()]
     template = (Path(__file__).parent / "CARD.md").read_text("utf-8")
     return template.format(
         parameters=f"{parameters / 1e6:.1f}",
         size=f"{size / 1e6:.1f}",
-        steps=f"{steps:,}",
-        tokens=f"{steps * ROWS * CONFIG.n_ctx / 1e6:.1f}",
-        hours=f"{seconds / 3600:.1f}",
+        closed=f"{state['closed']:,}",
+        tokens=f"{state['closed'] * ROWS * CONFIG.n_ctx / 1e6:.1f}",
+        hours=f"{state['seconds'] / 3600:.1f}",
+        losses="\n".join(losses),
         loss=f"{figures['heldout_int8']:.3f}",
         perplexity=f"{np.exp(figures['heldout_int8']):.1f}",
         loss_float32=f"{figures['heldout_float32']:.3f}",
@@ -115,22 +130,25 @@ def card(figures: dict[str, float], manifest: dict, steps: int, seconds: float, 
 @click.command()
 @click.option("--corpus", type=click.Path(path_type=Path), required=True, help="Folder written by prepare.py.")
 @click.option("--state", type=click.Path(path_type=Path), required=True, help="File written by train.py.")
+@click.option("--before", help="A model to compare with, the one that was shipped before.")
 @click.option("--assets", type=click.Path(path_type=Path), default="gpt2chat/assets", show_default=True)
-def main(corpus: Path, state: Path, assets: Path) -> None:
+def main(corpus: Path, state: Path, before: str | None, assets: Path) -> None:
     """Write ASSETS/demo.pt and ASSETS/MODEL_CARD.md; run from the root of the checkout."""
     trained = torch.load(state, weights_only=True)
     manifest = json.loads((corpus / "manifest.json").read_text("utf-8"))
-    tokens = trained["step"] * ROWS * CONFIG.n_ctx
+    tokens = (trained["step"] + trained["closed"]) * ROWS * CONFIG.n_ctx
     about = {"name": "demo", "recipe": "recipes/demo_model", "tokens_seen": tokens, "licence": "MIT"}
     whole = Checkpoint(CONFIG, trained["model"], TEMPLATES["chat"], about=about)
     checkpoint.save(whole, assets / "demo.pt", compact=True)
     packed = checkpoint.load(assets / "demo.pt")
     model = whole.build_model()
     figures = measure(model, packed.build_model(), corpus)
+    others = [pretrained.load(before).build_model()] if before else []
+    figures["sources"] = by_source(corpus, [*others, packed.build_model()])
     print(json.dumps(figures), file=sys.stderr)
     parameters = sum(tensor.numel() for tensor in model.parameters())
     size = (assets / "demo.pt").stat().st_size
-    text = card(figures, manifest, trained["step"], trained["seconds"], parameters, size)
+    text = card(figures, manifest, trained, parameters, size)
     (assets / "MODEL_CARD.md").write_text(text, "utf-8")
 
 

@@ -358,7 +358,7 @@ def main(datasets: Path, out: Path) -> None:
             runs[name] += part
             row |= {f"{name}_documents": len(part), f"{name}_tokens": sum(map(len, part))}
             if name == "heldout":
-                write(out, f"heldout.{source.name}", part)
+                write(out, f"heldout-{source.name}", part)
         table.append(row)
     for name, documents in runs.items():
         random.Random(SEED).shuffle(documents)
