@@ -56,6 +56,7 @@ class Notes(Sent):
 
     dropped_turns: int = Field(ge=0)
     confidence: float | None = None  # of the answer, where the operator wants a fallback for unsure ones
+    fallback: bool | None = None  # whether that was given
 
 
 class Likely(Sent):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from gpt2chat import confidence, pretrained
 from gpt2chat.chats import Feedback
@@ -252,7 +253,7 @@ class Service:
         self._running.update(answers)
         return answers
 
-    def doubting(self, messages: Sequence[Message], told: dict[str, float]) -> Judge | None:
+    def doubting(self, messages: Sequence[Message], told: dict[str, Any]) -> Judge | None:
         """Return what gives the fallback in place of an answer that is not sure enough; `told` gets how sure it is."""
         if self._judge is None:
             return None
@@ -262,7 +263,8 @@ class Service:
 
         def doubt(answer: str, logprobs: Sequence[float]) -> str | None:
             told["confidence"] = round(judge.confidence(asked[-1], answer, logprobs), 4)
-            return settings.fallback if told["confidence"] < least else None
+            told["fallback"] = told["confidence"] < least
+            return settings.fallback if told["fallback"] else None
 
         return doubt
 
