@@ -78,6 +78,8 @@ def _system(row: Mapping[str, Any]) -> list[Message]:
 
 def _pair(user: str, bot: str) -> Callable[[Mapping[str, Any]], Content]:
     def read(row: Mapping[str, Any]) -> Content:
+        if isinstance(row.get(user), list):
+            raise DataError(f"{user}: expected text or a list of texts, got {_shown(row[user])}")
         return (*_system(row), Message("user", _text(row, user).strip()), Message("assistant", _text(row, bot).strip()))
 
     return read
