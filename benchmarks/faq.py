@@ -1,9 +1,9 @@
-"""A whole session with an FAQ: teach it, ask in other words and from outside, correct three answers, retrain, ask again.
+"""A session with an FAQ: teach it, ask in other words and from outside, correct three answers, retrain, ask again.
 
     python benchmarks/faq.py --taught taught.json --paraphrases asked.json --outside other.json
 
-Everything goes through the command line as a user types it; one JSON line after each step. `grounded` and `free` are what
-`gpt2chat eval` says with and without --grounded.
+Everything goes through the command line as a user types it; one JSON line after each step. `grounded` and `free` are
+what `gpt2chat eval` says with and without --grounded.
 """
 
 from __future__ import annotations

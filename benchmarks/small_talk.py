@@ -2,8 +2,8 @@
 
     python benchmarks/small_talk.py --model demo > transcripts.txt
 
-Transcripts go to standard output, to be judged by people; the share of facts that are used, counted here, is the last line, as
-JSON. Answers are greedy unless --temperature says otherwise.
+Transcripts go to standard output, to be judged by people; the last line, as JSON, says the share of facts that were
+used. Answers are greedy unless --temperature says otherwise.
 """
 
 from __future__ import annotations

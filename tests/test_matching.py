@@ -54,9 +54,7 @@ SCRIPTS = [
     ("\ud800 x", "X"),
     ("a " * 5000, "A " * 5000),
 ]
-WORD = st.sampled_from(
-    "where when open close parcel card pay shop price how my the ? ! 猫 é 🦉 \ud800 Ulm Bonn".split()
-)
+WORD = st.sampled_from(["where", "when", "open", "parcel", "card", "the", "?", "!", "猫", "é", "🦉", "\ud800", "Ulm"])
 ASKED = st.lists(WORD, min_size=1, max_size=6).map(" ".join)
 PAIRS = st.lists(st.tuples(ASKED, st.sampled_from("abcd")), min_size=1, max_size=10)
 ANY = st.text(st.characters(), max_size=30)
@@ -69,9 +67,8 @@ def faq() -> list[Pair]:
 
 
 def stations(count: int) -> list[Pair]:
-    return [
-        (f"Where is the station of {name}?", name) for name in "Ulm Bonn Kiel Trier Mainz Essen Jena".split()[:count]
-    ]
+    names = ("Ulm", "Bonn", "Kiel", "Trier", "Mainz", "Essen", "Jena")
+    return [(f"Where is the station of {name}?", name) for name in names[:count]]
 
 
 def given_to(matcher: Matcher, question: str) -> str:
@@ -252,7 +249,7 @@ def test_what_is_known_of_an_encoder_is_not_taken_for_another() -> None:
 
 
 def many(count: int) -> list[Pair]:
-    words = "order parcel invoice refund card price size colour repair store voucher account".split()
+    words = ("order", "parcel", "invoice", "refund", "card", "price", "size", "colour", "repair", "voucher")
     rng = random.Random(0)
     return [(f"What about {rng.choice(words)} {rng.choice(words)} number {at}?", f"answer {at}") for at in range(count)]
 
@@ -342,7 +339,7 @@ def learnt() -> Checkpoint:
     records = [Record("p", (Message("user", q), Message("assistant", a))) for q, a in SHOP]
     documents = render_records(records, TEMPLATES["chat"], tokenizer, 128, "error", Report())
     data = Dataset([each for document in documents for each in document])
-    config = TrainConfig(epochs=70, learning_rate=1e-2, row_tokens=128)
+    config = TrainConfig(epochs=140, learning_rate=1e-2, row_tokens=128)
     sizes = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_ctx=128, vocab_size=50257)
     model = GPT2(sizes).init_weights(0)
     list(train(model, data, config, make_optimizer(model, config), tokenizer.end_id))
@@ -438,7 +435,7 @@ def test_another_model_brings_its_own_questions(learnt: Checkpoint, tmp_path: Pa
     bot = bot_of(learnt)
     bot.chat("What are your opening hours?")
     bot.load_model(path)
-    assert [pair for pair in bot.matcher.pairs] == [("Where is the cat?", "On the mat.")]
+    assert bot.matcher.pairs == [("Where is the cat?", "On the mat.")]
     bot.chat("What are your opening hours?")
     assert "User: What are your opening hours?" in prompt_of(bot)
 
