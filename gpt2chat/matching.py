@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +80,7 @@ class Matcher:
         if not self.pairs:
             return SURE
         sure = sorted(self.match(question)[0].confidence for question in outside())
-        return max(SURE, sure[min(len(sure) - 1, int(REFUSED * len(sure)))] + 1e-6) if sure else SURE
+        return max(SURE, sure[int(REFUSED * len(sure))] + 1e-6)
 
     def match(self, question: str, most: int = CANDIDATES) -> list[Match]:
         """Return the likeliest answers, the best first; none where nothing was taught."""
@@ -130,8 +130,7 @@ class Matcher:
         best, mean = self._by_answer(score)
         total = best + mean
         order = np.argsort(-total, kind="stable")[:most]
-        vector = self._encoder.encode([question])[0]
-        general = np.sort(_outside_vectors(self._encoder) @ vector)[-CROWD:].mean() if outside() else 0.0
+        general = np.sort(_general(self._encoder) @ self._encoder.encode([question])[0])[-CROWD:].mean()
         rows, evidence = list[int](), list[list[float]]()
         for answer in order:
             own = np.flatnonzero(self._owner == answer)
@@ -221,18 +220,13 @@ def as_taught(messages: Sequence[Message], matcher: Matcher) -> list[Message]:
     return list(asked)
 
 
-def outside() -> list[str]:
+@cache
+def outside() -> tuple[str, ...]:
     """Return general questions that a set of taught answers will hardly answer."""
-    if not _LISTED:
-        _LISTED.extend(line for line in OUTSIDE.read_text("utf-8").splitlines() if line and not line.startswith("#"))
-    return _LISTED
+    lines = OUTSIDE.read_text("utf-8").splitlines()
+    return tuple(line for line in lines if line and not line.startswith("#"))
 
 
-_LISTED: list[str] = []
-_ENCODED: dict[int, Vectors] = {}
-
-
-def _outside_vectors(by: QuestionEncoder) -> Vectors:
-    if id(by) not in _ENCODED:
-        _ENCODED[id(by)] = by.encode(outside())
-    return _ENCODED[id(by)]
+@cache
+def _general(by: QuestionEncoder) -> Vectors:
+    return by.encode(outside())
