@@ -19,7 +19,7 @@ from gpt2chat.explanation import explain
 from gpt2chat.formats.rows import pairs_to_messages
 from gpt2chat.generation import Decoder
 from gpt2chat.grounding import FALLBACK, Grounded, Grounding, is_faq, spoken
-from gpt2chat.matching import Matcher, as_taught
+from gpt2chat.matching import Matcher, as_taught, exchanges
 from gpt2chat.model import MODEL_SIZES
 from gpt2chat.reply import Answer, Given, StreamingReply, Told
 from gpt2chat.runtime import Runtime
@@ -131,7 +131,7 @@ class GPT2Chatbot:
 
     @property
     def threshold(self) -> float:
-        """How sure an answer must be to be given, where there is a fallback."""
+        """How sure an answer must be to be given: as asked for; if grounded, as matching has it; else as measured."""
         if self._confidence is not None:
             return self._confidence
         if self.grounded:
@@ -149,8 +149,7 @@ class GPT2Chatbot:
     def matcher(self) -> Matcher:
         """What finds the taught answer that a question asks for, among those of the model and of this object."""
         if self._matcher is None:
-            own = zip(self._examples[::2], self._examples[1::2], strict=True)
-            shown = dict.fromkeys((question.content, answer.content) for question, answer in own)
+            shown = dict.fromkeys(exchanges(self._examples))
             pairs = merged(self.checkpoint.taught, shown)
             self._matcher = Matcher(pairs, trained=len(pairs) - len(shown))
         return self._matcher
@@ -209,8 +208,13 @@ class GPT2Chatbot:
 
     def drop_custom_example(self, user: str, bot: str) -> None:
         """Take back one pair that `add_custom_examples` added, if it did."""
-        pairs = zip(self._examples[::2], self._examples[1::2], strict=True)
-        self._examples = [m for pair in pairs if (pair[0].content, pair[1].content) != (user, bot) for m in pair]
+        kept = list[Message]()
+        for message in self._examples:
+            if (message.role, message.content) == ("assistant", bot) and kept and kept[-1] == Message("user", user):
+                kept.pop()
+            else:
+                kept.append(message)
+        self._examples = kept
         self._matcher = None
 
     def clear_custom_examples(self) -> None:
@@ -370,7 +374,7 @@ class GPT2Chatbot:
 
         def begin() -> tuple[Iterator[int], Told]:
             if self.grounded:
-                return self._ground(prompt, messages[-1].content, generation)
+                return self._ground(prompt, messages, generation)
             if self._engine:
                 stream = self._engine.submit(prompt, generation, stop=self.tokenizer.stop_ids)
                 return stream, stream
@@ -383,12 +387,16 @@ class GPT2Chatbot:
         """Return messages in which questions for a taught answer are asked as they were taught."""
         return as_taught(messages, self.matcher) if self.match else messages
 
-    def _ground(self, prompt: Sequence[int], question: str, generation: GenerationConfig) -> tuple[Iterator[int], Told]:
+    def _ground(
+        self, prompt: Sequence[int], messages: Conversation, generation: GenerationConfig
+    ) -> tuple[Iterator[int], Told]:
         """Choose a taught answer, or the fallback; return its ids."""
-        grounding = Grounding(self.matcher, self.fallback or FALLBACK, self._confidence)
+        grounding = Grounding(self.matcher, FALLBACK if self.fallback is None else self.fallback, self._confidence)
         source = self._engine or self.decoder
         most = min(generation.max_new_tokens, self.decoder.runtime.config.n_ctx - len(prompt))
-        self.grounds, ids = spoken(grounding, question, prompt, self.template.lead, source)
+        alone, _ = self._fit([m for m in messages[:-1] if m.role == "system"] + [messages[-1]], generation)
+        asked = render_prompt(alone, self.template, self.tokenizer)
+        self.grounds, ids = spoken(grounding, messages[-1].content, asked, self.template.lead, source)
         return iter(ids[:most]), Given(len(prompt), "stop" if len(ids) <= most else "length")
 
     def _fitted(self, messages: Conversation, generation: GenerationConfig) -> Conversation:

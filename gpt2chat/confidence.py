@@ -25,7 +25,7 @@ __all__ = ["Calibration", "Case", "Judge", "Match", "Matcher", "Point", "calibra
 EVIDENCE = ("mean", "least", "similarity", "margin")
 # A constant, and a weight for each kind of evidence: how sure the match is, and a little of what the model finds. For a
 # model that keeps no taught questions only the constant and the first two count.
-FIXED = (0.0, 0.05, 0.05, 0.9, 0.5)
+FIXED = (-1.8, 0.15, 0.3, 0.9, 0.5)
 FIXED_ALONE = (-1.2, 0.3, 0.5, 0.0, 0.0)
 UNMEASURED = 0.5  # how sure an answer must be when nothing was measured
 DOUBT = 0.01  # that stays of a match, however sure
@@ -292,13 +292,17 @@ def at_coverage(curve: Sequence[Point], coverage: float) -> Point:
     return next(point for point in curve if point.coverage >= coverage - 1e-9)
 
 
-def pick(curve: Sequence[Point], coverage: float = 0.9, precision: float | None = None) -> Point:
+def pick(curve: Sequence[Point], coverage: float | None = None, precision: float | None = None) -> Point:
     """Choose a threshold: the highest that covers `coverage`, or the lowest whose answers reach `precision`.
+
+    With neither: that by which most questions are rightly answered or declined, of equals the lowest.
 
     Raises ConfigError when no threshold reaches that.
     """
+    if precision is None and coverage is None:
+        return max(reversed(curve), key=lambda point: point.coverage * (2 * point.precision - 1))
     if precision is None:
-        return at_coverage(curve, coverage)
+        return at_coverage(curve, coverage or 0.0)
     reaching = [point for point in curve if point.precision >= precision]
     if not reaching:
         best = max(curve, key=lambda point: (point.precision, point.coverage))
@@ -309,14 +313,15 @@ def pick(curve: Sequence[Point], coverage: float = 0.9, precision: float | None 
     return reaching[-1]
 
 
-def decided_rightly(judge: Judge, cases: Sequence[Case]) -> float:
-    """Return the share of cases that a judge gives where they are right, and declines where they are wrong."""
+def as_it_is(judge: Judge, cases: Sequence[Case], coverage: float) -> tuple[float, float]:
+    """Return how well a judge does on cases: the share rightly given or declined, and the precision at a coverage."""
     sure = [judge.confidence(case.question, case.answer, case.logprobs) for case in cases]
-    return sum((sure[at] >= judge.threshold) == case.right for at, case in enumerate(cases)) / max(1, len(cases))
+    right = sum((sure[at] >= judge.threshold) == case.right for at, case in enumerate(cases)) / max(1, len(cases))
+    return right, at_coverage(risk_coverage(sure, [case.right for case in cases]), coverage).precision
 
 
 def calibrate(
-    judge: Judge, cases: Sequence[Case], coverage: float = 0.9, precision: float | None = None, **about: Any
+    judge: Judge, cases: Sequence[Case], coverage: float | None = None, precision: float | None = None, **about: Any
 ) -> Calibration:
     """Fit the weights to held-out cases and choose a threshold; `about` fills in the fields that name model and data.
 

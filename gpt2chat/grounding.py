@@ -1,7 +1,8 @@
 """Grounded answers: one of the taught answers word for word, or the fallback; never a blend of two.
 
 The likeliest answers by what was asked (`matching`) are scored by the model: how likely it finds each behind the
-conversation. Both figures together decide, and how sure that is decides whether the fallback is given.
+question alone, so that a running chat is judged as a fresh one. Both figures together choose the answer, and say how
+sure it is; below the threshold the fallback is given.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def is_faq(about: Mapping[str, Any]) -> bool:
 
 def _weighed(matches: Sequence[Match], logprobs: Sequence[float], at: int, weight: float) -> float:
     """Return the confidence in a match that counts how much likelier the model finds its answer than any other."""
-    other = max(logprob for place, logprob in enumerate(logprobs) if place != at)
+    other = max((logprob for place, logprob in enumerate(logprobs) if place != at), default=logprobs[at])
     nats = max(-MOST_NATS, min(MOST_NATS, logprobs[at] - other))
     odds = matches[at].confidence / max(1e-9, 1 - matches[at].confidence) * math.exp(weight * nats)
     return odds / (1 + odds)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +80,9 @@ class Matcher:
         """How sure a match must be to be taken: even odds, or more where general questions would get an answer."""
         if not self.pairs:
             return SURE
-        sure = sorted(self.match(question)[0].confidence for question in outside())
-        return max(SURE, sure[int(REFUSED * len(sure))] + 1e-6)
+        asked = [question for question in outside() if fold(question) not in self._exact]
+        sure = sorted(self.match(question)[0].confidence for question in asked)
+        return min(1.0, max(SURE, sure[int(REFUSED * len(sure))] + 1e-6)) if sure else SURE
 
     def match(self, question: str, most: int = CANDIDATES) -> list[Match]:
         """Return the likeliest answers, the best first; none where nothing was taught."""
@@ -90,13 +92,11 @@ class Matcher:
         rows, evidence = self.evidence(question, likeness, most)
         sure = self._encoder.confidence(evidence)
         exact = self._exact.get(fold(question), {})
-        found = []
+        found = [Match(*self.pairs[row], 1.0, 1.0) for row in exact.values()]
         for row, confidence in zip(rows, sure, strict=True):
-            if (answer := int(self._owner[row])) in exact:
-                found.append(Match(*self.pairs[exact[answer]], 1.0, 1.0))
-            else:
+            if int(self._owner[row]) not in exact:
                 found.append(Match(*self.pairs[row], float(np.clip(likeness[0][row], 0, 1)), float(confidence)))
-        return sorted(found, key=lambda match: -match.confidence) if exact else found
+        return found[:most]
 
     def phrased(self, question: str) -> str:
         """Return the taught phrasing of a question that asks for a taught answer; any other as it is."""
@@ -218,6 +218,12 @@ def as_taught(messages: Sequence[Message], matcher: Matcher) -> list[Message]:
     """Return a conversation in which each question for a taught answer is asked as it was taught."""
     asked = (m if m.role != "user" else replace(m, content=matcher.phrased(m.content)) for m in messages)
     return list(asked)
+
+
+def exchanges(messages: Sequence[Message]) -> list[Pair]:
+    """Return the questions of a conversation that an answer follows, each with that answer."""
+    both = [(asked, said) for asked, said in pairwise(messages) if (asked.role, said.role) == ("user", "assistant")]
+    return [(asked.content, said.content) for asked, said in both]
 
 
 @cache

@@ -199,7 +199,7 @@ CASES = {
     "chat: empty prompt": talk("-p -", "message: expected text", stdin=" \n"),
     "chat: prompt too long": talk("-p -", "the message has", BROKEN, stdin="word " * 500),
     # eval and inspect
-    "eval: no files": Case("eval TINY", MISUSE, "--conversation_file or --text_file"),
+    "eval: no files": Case("eval TINY", MISUSE, "--conversation_file, --text_file, --paraphrases or --outside"),
     "eval: missing model": Case("eval no.pt --text_file text.txt", BROKEN, "no.pt: no such file"),
     "eval: missing data": Case("eval TINY --conversation_file no.json", BROKEN, "no.json: no such file"),
     "eval: empty text": Case("eval TINY --text_file bad.txt", BROKEN, "bad.txt", {"bad.txt": ""}),

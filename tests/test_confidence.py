@@ -96,8 +96,7 @@ def test_a_taught_answer_to_a_taught_question_is_surest() -> None:
 def test_the_margin_tells_whose_answer_it_is() -> None:
     judge = Judge([*PAIRS, ("When do you open?", "At ten.")])
     names = dict(zip(EVIDENCE, judge.evidence("When do you open?", "On its way.", [0.0]), strict=True))
-    assert names["similarity"] == pytest.approx(1)
-    assert names["margin"] < -0.8
+    assert names["similarity"] < -4 and names["margin"] < -0.8
     both = judge.evidence("When do you open?", "At nine.", [0.0])
     assert both[EVIDENCE.index("margin")] == pytest.approx(0)  # two answers were taught
     assert Judge(PAIRS).evidence("When do you open?", "At nine.", [0.0])[3] > 0.7
@@ -308,7 +307,8 @@ def bot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     taught = [(f"Is {n} a number?", "Yes.") for n in range(24)]
     (folder / "pairs.json").write_text(json.dumps([{"user": user, "bot": bot} for user, bot in taught]), "utf-8")
-    held = [{"user": f"Is {n} even?", "bot": "Yes." if n % 3 else "No."} for n in range(36)]
+    held = [{"user": f"Is {n + 90} a number?", "bot": "Yes."} for n in range(24)]
+    held += [{"user": f"Who ate the soup of {n} giants?", "bot": "No."} for n in range(12)]
     (folder / "held.json").write_text(json.dumps(held), "utf-8")
     checkpoint.save(Checkpoint(config, weights, TEMPLATES["chat"], taught=taught), folder / "bot.pt")
     return folder / "bot.pt"

@@ -89,7 +89,7 @@ def test_questions_are_kept_only_where_that_is_asked_for(tiny: Path, tmp_path: P
         (("--allow_host", "a b"), "a b"),
         (("--cors_origin", "my.site"), "my.site"),
         (("--temperature", "2.5"), "temperature: expected a number from 0 to 2, got 2.5"),
-        (("--confidence", "0.5"), "confidence: expected --fallback with what is said instead, got none"),
+        (("--confidence", "0.5"), "confidence: expected --fallback or --grounded beside it, got neither"),
         (("--device", "quantum"), "device: expected auto or one of"),
         (("--num_gpus", "7"), "num_gpus: expected"),
         (("--template", "none-such"), "template: expected one of"),

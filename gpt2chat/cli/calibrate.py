@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from gpt2chat.taught import Pair
 
 SHOWN = (100, 95, 90, 80, 70, 50)  # per cent of the questions
-COVERAGE = 0.9
 WORTH = 0.5  # precision below which a threshold is no help
 OWN_OPTIONS = ("coverage", "precision", "receipt", "taught")
 
@@ -33,7 +32,9 @@ def calibration_options(function: Callable[..., Any]) -> Callable[..., Any]:
     where = "Where --calibrate writes (.json).  [default: NAME.confidence.json beside the checkpoint]"
     options = (
         click.option("--calibrate", is_flag=True, help="Learn from held-out pairs how sure an answer must be."),
-        click.option("--coverage", type=share, help="Share of the questions to answer.  [default: 0.9]"),
+        click.option(
+            "--coverage", type=share, help="Share of the questions to answer.  [default: what serves most questions]"
+        ),
         click.option("--precision", type=share, help="Instead: share of the given answers to get right."),
         click.option("--receipt", type=file, help=where),
         click.option("--taught", type=file, multiple=True, help="What an older model was taught, if it keeps nothing."),
@@ -102,7 +103,7 @@ def calibrated(
 ) -> dict[str, Any]:
     """Fit confidence to the answers that a model gave, write the receipt, and return what is shown of it."""
     from gpt2chat import packs, pretrained
-    from gpt2chat.confidence import Judge, calibrate, decided_rightly, judge_of
+    from gpt2chat.confidence import Judge, as_it_is, calibrate, judge_of
 
     path, file = _receipt(name, receipt), pretrained.checkpoint_file(name)
     pairs = pairs_in(taught, encoding) if taught else loaded.taught
@@ -113,7 +114,7 @@ def calibrated(
     found = calibrate(
         Judge(used.matcher),
         cases,
-        coverage or COVERAGE,
+        coverage,
         precision,
         model=pretrained.name_of(loaded),
         checkpoint=packs.identity(file) if file else None,
@@ -121,15 +122,17 @@ def calibrated(
         data_sha256=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
     )
     _remark(found)
-    before, after = decided_rightly(used, cases), found.decided_rightly
-    compared = f"{after:.1%} of the {found.pairs} questions rightly answered or declined, {before:.1%} as it is"
+    (decided, precise), asked = as_it_is(used, cases, found.coverage), coverage or precision
+    before, after = (precise, found.precision) if asked else (decided, found.decided_rightly)
+    what = f"of the answers to {found.coverage:.0%} right" if asked else "rightly answered or declined"
+    compared = f"{after:.1%} {what}, {before:.1%} as it is"
     if after < before:
-        say(f"not saved, as the threshold in use does better: {compared}")
+        say(f"not saved, as what is in use does better: {compared}")
     else:
         found.save(path)
         say(f"saved {path}: {compared}")
     shown = {**found.to_dict(), "receipt": str(path), "table": _rows(found), "saved": after >= before}
-    return shown | {"decided_rightly": round(after, 4), "decided_rightly_before": round(before, 4)}
+    return shown | {"compared": {"what": what, "now": round(after, 4), "before": round(before, 4)}}
 
 
 def _remark(found: Calibration) -> None:

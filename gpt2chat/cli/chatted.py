@@ -55,7 +55,11 @@ def read_questions(path: Path) -> list[str]:
         raise DataError(f"{path}: cannot be read: {reason}") from error
     try:
         content = json.loads(text)
+    except RecursionError:
+        raise DataError(f"{path}: not valid JSON: nested too deeply") from None
     except ValueError:
+        content = [_line(line) for line in text.splitlines()]
+    if not isinstance(content, (list, dict, str)):
         content = text.splitlines()
     rows = content if isinstance(content, list) else [content]
     asked = [row.get("user") if isinstance(row, dict) else row for row in rows]
@@ -66,6 +70,15 @@ def read_questions(path: Path) -> list[str]:
     if not found:
         raise DataError(f"{path}: expected questions, found none")
     return found
+
+
+def _line(line: str) -> Any:
+    """A line of text, or a record of JSON lines."""
+    try:
+        row = json.loads(line) if line.lstrip().startswith("{") else line
+    except (ValueError, RecursionError):
+        return line
+    return row
 
 
 def table(chat: dict[str, Any]) -> list[str]:

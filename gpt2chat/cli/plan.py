@@ -93,12 +93,13 @@ def make_plan(options: dict[str, Any]) -> Plan:
         raise ConfigError("patience: nothing is held out to validate on: pass --val_fraction 0.1 or more data")
     if data.dataset.conversations:
         base = dataclasses.replace(base, trained_length=data.row_tokens)
+    faq = is_faq(library, base)
     base = dataclasses.replace(base, taught=taught_by(options, base, data.learnt, data.lines))
     quiz = Quiz(data.dataset.conversations, Tokenizer.gpt2().end_id, data.row_tokens)
     config, lines = schedule(options, base, data.dataset, data.row_tokens, quiz)
     device = pick_device(options["device"])
     dtype = pick_dtype(options["dtype"], device)
-    about = _about(options, files, base, hashes, dtype) | {"source": source_of(library), "faq": is_faq(library, base)}
+    about = _about(options, files, base, hashes, dtype) | {"source": source_of(library), "faq": faq}
     settings = _settings(options, hashes, config) | {"about": about, "rehearsed": [list(pair) for pair in rehearsed]}
     run = _run(options, base, files, config, data, dtype, settings, quiz)
     total, check = total_steps(data.dataset, config), check_interval(data.dataset, config, quiz)

@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from gpt2chat.conversation import Message
 from gpt2chat.errors import GPT2ChatError
 from gpt2chat.server import openapi
 from gpt2chat.server.answers import Answering, Placed, Question, late
@@ -78,7 +79,7 @@ async def _chat(
     question = Question(prompt, config, stop, template.lead, needed, client_of(request), bool(wanted.ignore_eos))
     written = shape(service.settings.model, logprobs is not None, {"dropped_turns": dropped})
     if service.grounding:
-        answers = await _grounded(request, question, messages[-1].content, wanted.n or 1, written.extra)
+        answers = await _grounded(request, question, messages, wanted.n or 1, written.extra)
     else:
         answers = service.ask(question, wanted.n or 1)
     written.workers = [answer.stream.worker for answer in answers]
@@ -90,27 +91,32 @@ async def _chat(
 
 
 async def _grounded(
-    request: Request, question: Question, asked: str, count: int, told: dict[str, Any]
+    request: Request, question: Question, messages: Sequence[Message], count: int, told: dict[str, Any]
 ) -> list[Answering]:
     """Give a taught answer or the fallback, which the model has a say in where the question leaves it open."""
     service = service_of(request)
     grounding = service.grounding
     assert grounding
-    matches = await asyncio.to_thread(grounding.candidates, asked)
+    matches = await asyncio.to_thread(grounding.candidates, messages[-1].content)
     logprobs = None
     if len(matches) > 1:
-        work = asyncio.gather(*(_likelihood(request, question, match.answer) for match in matches))
-        logprobs = await unless_left(request.receive, work)
+        system = [message for message in messages[:-1] if message.role == "system"]
+        alone, _ = await service.prompt([*system, messages[-1]], question.config.max_new_tokens)
+
+        async def work() -> list[float]:
+            return [await _likelihood(request, alone, question.lead, match.answer) for match in matches]
+
+        logprobs = await unless_left(request.receive, work())
     chosen = await asyncio.to_thread(grounding.decide, matches, logprobs)
     told |= {"confidence": round(chosen.confidence, 4), "fallback": not chosen.given}
     return service.give(question, service.tokenizer.encode(question.lead + chosen.text), count)
 
 
-async def _likelihood(request: Request, question: Question, answer: str) -> float:
+async def _likelihood(request: Request, prompt: Sequence[int], lead: str, answer: str) -> float:
     """Return the mean log-probability of an answer's tokens, as far as there is room for them."""
     service = service_of(request)
-    ids = service.tokenizer.encode(question.lead + answer)[: service.context_length - len(question.prompt)]
-    drawn = await _scores(request, [*question.prompt, *ids], len(question.prompt), 0)
+    ids = service.tokenizer.encode(lead + answer)[: service.context_length - len(prompt)]
+    drawn = await _scores(request, [*prompt, *ids], len(prompt), 0)
     return sum(each.logprob or 0.0 for each in drawn) / max(1, len(drawn))
 
 

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError, ContextError, EngineFull
 from gpt2chat.fleet import Fleet
 from gpt2chat.grounding import FALLBACK, Grounding, is_faq
-from gpt2chat.matching import Matcher, as_taught
+from gpt2chat.matching import Matcher, as_taught, exchanges
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.server import nanochat
 from gpt2chat.server.answers import Answering, Judge, Pace, Question
@@ -104,11 +103,12 @@ class Service:
         settings = self.settings
         grounded = settings.fallback is not None and is_faq(loaded.about)
         grounded = grounded if settings.grounded is None else settings.grounded
-        own = [(asked.content, said.content) for asked, said in pairwise(settings.examples) if asked.role == "user"]
+        own = dict.fromkeys(exchanges(settings.examples))
         pairs = merged(loaded.taught, own)
-        matcher = Matcher(pairs, trained=len(pairs) - len(dict.fromkeys(own))) if pairs else None
+        matcher = Matcher(pairs, trained=len(pairs) - len(own)) if pairs else None
         if grounded:
-            self.grounding = Grounding(matcher or Matcher([]), settings.fallback or FALLBACK, settings.threshold)
+            fallback = FALLBACK if settings.fallback is None else settings.fallback
+            self.grounding = Grounding(matcher or Matcher([]), fallback, settings.threshold)
             log.info("grounded: answers are the taught ones, word for word, or the fallback")
         elif settings.fallback is not None:
             self._judge = confidence.judge_of(name, loaded.taught, log.warning)

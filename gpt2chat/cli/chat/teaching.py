@@ -101,6 +101,9 @@ def teach(talk: Talk, argument: str) -> None:
     talk.bot.drop_custom_example(question.content, answer.content)
     known = next((asked for asked, said in talk.bot.matcher.pairs if said == right.strip()), None)
     talk.bot.add_custom_examples([{"user": question.content, "bot": right}])
+    if not talk.bot.grounded:
+        read = talk.bot.matcher.phrased(question.content) if talk.bot.match else question.content
+        known = read if read != question.content else None
     shown = "The model is shown it from now on, which is enough for large ones"
     shown = shown if known is None else f"It is read as another way to ask {known!r} from now on"
     talk.screen.say(f"Taught, and kept in {talk.feedback.path}. {shown}; /retrain learns it.")
