@@ -892,7 +892,7 @@ def test_old_line_ends_and_odd_names_of_encodings(place: Path) -> None:
 
 
 def test_halves_of_characters_are_printed_without_a_traceback(place: Path) -> None:
-    (place / "h.jsonl").write_text('{"user": "a", "bot": "\\ud800 b"}\n{"user": ["\\ud800"], "bot": "x"}')
+    (place / "h.jsonl").write_text('{"user": "a", "bot": "\\ud800 b"}\n{"user": [["\\ud800"]], "bot": "x"}')
     for command in ("check h.jsonl", "check h.jsonl --json", "sample h.jsonl", "stats h.jsonl --json"):
         assert invoke("data", *command.split()).exit_code in (0, 1)
     ended = spawn(["-m", "gpt2chat", "data", "sample", "h.jsonl"], place, PYTHONIOENCODING="ascii")

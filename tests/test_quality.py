@@ -29,8 +29,8 @@ from gpt2chat.cli.chatted import read_questions
 from gpt2chat.confidence import (
     Case,
     Judge,
+    as_it_is,
     calibrate,
-    decided_rightly,
     load_calibration,
     out_of_fold,
     receipt_path,
@@ -354,11 +354,10 @@ def test_decided_rightly_counts_answers_and_refusals() -> None:
     judge = Judge(SHOP)
     sure = Case("When do you open?", "At nine.", [-0.01], right=True)
     unsure = Case("Who wrote Hamlet?", "No.", [-9.0], right=False)
-    assert decided_rightly(judge, [sure, unsure]) == 1
+    assert as_it_is(judge, [sure, unsure], 0.5) == (1, 1)
     wrong = [dataclasses.replace(sure, right=False), dataclasses.replace(unsure, right=True)]
-    assert decided_rightly(judge, wrong) == 0
-    assert decided_rightly(judge, [sure, wrong[0]]) == 0.5
-    assert decided_rightly(judge, []) == 0
+    assert as_it_is(judge, wrong, 0.5) == (0, 0)
+    assert as_it_is(judge, [sure, wrong[0]], 1.0) == (0.5, 0.5)
 
 
 @pytest.fixture
@@ -376,27 +375,25 @@ def calibrated(*options: object) -> tuple[dict[str, Any], str]:
 
 
 def test_what_does_worse_is_not_saved_and_what_is_there_stays(held: Path) -> None:
-    found, said = calibrated("--coverage", 0.05)
-    assert found["decided_rightly"] < found["decided_rightly_before"]
-    assert found["saved"] is False and not receipt_path(held).exists()
-    assert "not saved, as the threshold in use does better" in said and "saved " + str(receipt_path(held)) not in said
-
-    good, said = calibrated("--coverage", 0.65)
-    assert good["saved"] is True and good["decided_rightly"] >= good["decided_rightly_before"]
-    assert f"saved {found['receipt']}: " in said
+    good, said = calibrated()
+    assert good["saved"] is True and good["compared"]["now"] >= good["compared"]["before"]
+    assert f"saved {good['receipt']}: " in said and load_calibration(held) is not None
     before = receipt_path(held).read_bytes()
-    assert load_calibration(held) is not None
-    worse, said = calibrated("--coverage", 0.05)
-    assert worse["saved"] is False and "not saved" in said
+    rows = json.loads((held.parent / "held.json").read_text("utf-8"))
+    rows = [*[{"user": f"Can I pay by card {n}?", "bot": "Yes."} for n in range(30, 59)], rows[-1]]
+    (held.parent / "held.json").write_text(json.dumps(rows), "utf-8")
+    worse, said = calibrated()  # a single wrong answer, which a fit that has not seen it takes for right
+    assert worse["compared"]["now"] < worse["compared"]["before"]
+    assert worse["saved"] is False and "not saved, as what is in use does better" in said
     assert receipt_path(held).read_bytes() == before
 
 
-@pytest.mark.parametrize("options", [["--precision", 0.99], ["--coverage", 1]])
+@pytest.mark.parametrize("options", [["--precision", 0.99], ["--coverage", 1], []])
 def test_a_receipt_is_there_if_and_only_if_it_is_no_worse(held: Path, tmp_path: Path, options: list[object]) -> None:
     receipt = tmp_path / "mine.json"
     found, _ = calibrated(*options, "--receipt", receipt)
-    assert found["saved"] is receipt.exists() is (found["decided_rightly"] >= found["decided_rightly_before"])
-    assert 0 <= found["decided_rightly"] <= 1
+    assert found["saved"] is receipt.exists() is (found["compared"]["now"] >= found["compared"]["before"])
+    assert ("right" in found["compared"]["what"]) and 0 <= found["compared"]["now"] <= 1
 
 
 # -- /why and /teach -----------------------------------------------------------------------------------------------
