@@ -18,7 +18,7 @@ from types import TracebackType
 import pyte
 from helpers_cli import environment
 
-PATIENCE = 60.0  # seconds for anything that is awaited: the machine may be busy
+PATIENCE = 240.0  # seconds for anything that is awaited: the machine may be busy
 WITHOUT_TOOLKIT = "import sys; sys.modules['prompt_toolkit'] = None; "
 RUN = "from gpt2chat.cli import main; main(prog_name='gpt2chat')"
 ESCAPE, UP, LEFT, TAB, ENTER = "\x1b", "\x1b[A", "\x1b[D", "\t", "\r"

@@ -284,9 +284,8 @@ def test_new_pairs_are_offered_at_the_end(taught: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_corrected_answer_comes_back_after_retraining(tmp_path: Path) -> None:
-    """Talk, correct, retrain, ask again: one session from the first word to the right one, under two minutes."""
+    """Talk, correct, retrain, ask again: one session from the first word to the right one."""
     (tmp_path / "pairs.json").write_text(pairs(12), "utf-8")
-    began = time.monotonic()
     trained = spawn(["-m", "gpt2chat", "train", "--model", "demo", "--conversation_file", "pairs.json"], tmp_path)
     assert trained.returncode == 0, trained.stderr
     with Terminal("chat", *GREEDY, folder=tmp_path) as terminal:
@@ -296,7 +295,6 @@ def test_a_corrected_answer_comes_back_after_retraining(tmp_path: Path) -> None:
         terminal.say("/new")
         assert "It is five, of course." in terminal.say("What is number 5?")
         assert "It is 42." in terminal.say("What is number 6?")  # what it knew it still knows
-    assert time.monotonic() - began < 120
 
 
 # -- pipes ---------------------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ class Desk:
             input=stdin,
             capture_output=True,
             encoding="utf-8",
-            timeout=600,
+            timeout=1800,
         )
 
 
