@@ -6,13 +6,10 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpt2chat.cli.calibrate import pairs_in
 from gpt2chat.cli.terminal import say
-
-if TYPE_CHECKING:
-    pass
 
 
 def chatted(
