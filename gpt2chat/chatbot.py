@@ -385,7 +385,7 @@ class GPT2Chatbot:
 
     def _as_taught(self, messages: Conversation) -> Conversation:
         """Return messages in which questions for a taught answer are asked as they were taught."""
-        return as_taught(messages, self.matcher) if self.match else messages
+        return as_taught(messages, self.matcher, is_faq(self.checkpoint.about)) if self.match else messages
 
     def _ground(
         self, prompt: Sequence[int], messages: Conversation, generation: GenerationConfig

@@ -70,7 +70,7 @@ class Matcher:
         self._words = _Words(asked, self._encoder)
         self.spelling = Taught(self.pairs)
         self._trained = len(self.pairs) if trained is None else trained
-        self._phrased: dict[str, str] = {}
+        self._read: dict[str, tuple[str, bool]] = {}
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -100,21 +100,29 @@ class Matcher:
 
     def phrased(self, question: str) -> str:
         """Return the taught phrasing of a question that asks for a taught answer; any other as it is."""
-        if not self.pairs or len(self.pairs) >= MANY * len(self.answers):
-            return question  # the model itself has seen so many ways to ask that it does better
-        if question not in self._phrased:
-            if len(self._phrased) >= REMEMBERED:
-                self._phrased.clear()
-            best = self.match(question, 2)[0]
-            self._phrased[question] = self._learnt(best, question) if best.confidence >= READ else question
-        return self._phrased[question]
+        many = len(self.pairs) >= MANY * len(self.answers)  # the model itself knows so many ways to ask: it does better
+        return question if many else self._understood(question)[0]
 
-    def _learnt(self, match: Match, asked: str) -> str:
-        """Return the question of a match as the model has learnt it, or another with its answer, or what was asked."""
+    def learnt(self, question: str) -> bool:
+        """Whether a question asks for an answer that the model has learnt."""
+        return self._understood(question)[1]
+
+    def _understood(self, question: str) -> tuple[str, bool]:
+        """Return a question as the model has learnt it, or as it is, and which of the two."""
+        if question not in self._read:
+            if len(self._read) >= REMEMBERED:
+                self._read.clear()
+            best = next(iter(self.match(question, 2)), None)
+            taught = self._taught(best) if best and best.confidence >= READ else None
+            self._read[question] = (question if taught is None else taught, taught is not None)
+        return self._read[question]
+
+    def _taught(self, match: Match) -> str | None:
+        """Return the question of a match as the model has learnt it, or another with its answer."""
         learnt = self.pairs[: self._trained]
         if (match.question, match.answer) in learnt:
             return match.question
-        return next((question for question, answer in learnt if answer == match.answer), asked)
+        return next((question for question, answer in learnt if answer == match.answer), None)
 
     def likenesses(self, question: str) -> Numbers:
         """Return how like a question is to each taught one: of meaning, word by word, and of spelling; (3, N)."""
@@ -214,8 +222,13 @@ class _Words:
         return np.array(rare) * self._encoder.rarity(asked) / self._usual, near
 
 
-def as_taught(messages: Sequence[Message], matcher: Matcher) -> list[Message]:
-    """Return a conversation in which each question for a taught answer is asked as it was taught."""
+def as_taught(messages: Sequence[Message], matcher: Matcher, alone: bool = False) -> list[Message]:
+    """Return a conversation in which each question for a taught answer is asked as it was taught.
+
+    `alone`: it was taught without a conversation, so nothing but what the system says stands before the last one.
+    """
+    if alone and messages and messages[-1].role == "user" and matcher.learnt(messages[-1].content):
+        messages = [*(m for m in messages[:-1] if m.role == "system"), messages[-1]]
     asked = (m if m.role != "user" else replace(m, content=matcher.phrased(m.content)) for m in messages)
     return list(asked)
 

@@ -310,6 +310,25 @@ def test_only_what_a_user_asks_is_read_anew() -> None:
     assert as_taught([], Matcher(SHOP)) == []
 
 
+def test_what_was_taught_alone_is_asked_alone_behind_what_the_system_says() -> None:
+    said = [
+        Message("system", "Be kind."),
+        Message("user", "Who painted the Mona Lisa?"),
+        Message("assistant", "Nobody knows."),
+        Message("user", "What are your opening hours?"),
+    ]
+    matcher = Matcher(SHOP)
+    found = as_taught(said, matcher, alone=True)
+    assert [message.content for message in found] == ["Be kind.", "When do you open?"]
+    assert as_taught(said[:-1], matcher, alone=True) == said[:-1]  # an answer that is to go on
+    unknown = [*said[:-1], Message("user", "And who is the tallest man?")]
+    assert as_taught(unknown, matcher, alone=True) == unknown
+    shown = Matcher([*SHOP, ("Is it warm in the greenhouse?", "Very.")], trained=len(SHOP))
+    example = [*said[:-1], Message("user", "Is it warm in the greenhouse?")]
+    assert as_taught(example, shown, alone=True) == example  # the model knows it from the conversation only
+    assert as_taught([], matcher, alone=True) == []
+
+
 def test_a_model_with_many_phrasings_reads_by_itself() -> None:
     taught = [(f"{question} {at}", answer) for question, answer in SHOP for at in range(MANY)]
     assert Matcher(taught).phrased("When do you open please?") == "When do you open please?"
@@ -330,7 +349,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     matcher = Matcher(SHOP)
     for at in range(23):
         assert matcher.phrased(f"opening hours {at}?") in ("When do you open?", f"opening hours {at}?")
-        assert len(matcher._phrased) <= 5
+        assert len(matcher._read) <= 5
 
 
 # -- a bot that matches --------------------------------------------------------------------------------------------
@@ -382,13 +401,25 @@ def test_a_question_in_other_words_gets_the_taught_answer(learnt: Checkpoint) ->
 
 
 def test_earlier_questions_are_read_as_taught_too_and_remembered_as_typed(learnt: Checkpoint) -> None:
-    bot = bot_of(learnt)
+    bot = bot_of(dataclasses.replace(learnt, about={"base": "tiny", "faq": False}))
     for asked, _ in OTHER_WORDS:
         bot.chat(asked)
     assert [m.content for m in bot.messages if m.role == "user"] == [asked for asked, _ in OTHER_WORDS]
     assert "When do you open?" in prompt_of(bot) and "opening hours" not in prompt_of(bot)
     assert bot.regenerate().wait() == bot.messages[-1].content
     assert bot.undo().content == OTHER_WORDS[1][0]
+
+
+def test_a_running_chat_answers_what_a_faq_taught_as_a_fresh_one_does(learnt: Checkpoint) -> None:
+    bot = bot_of(learnt)
+    for _ in range(2):
+        for question, answer in [*SHOP, *OTHER_WORDS]:
+            assert bot.chat(question) == answer
+    assert prompt_of(bot).count("User:") == 1 and len(bot.messages) == 4 * len([*SHOP, *OTHER_WORDS])
+    bot.use(dataclasses.replace(learnt, about={"base": "tiny", "faq": False}))
+    bot.chat("When do you open?")
+    bot.chat("Where can I park?")
+    assert prompt_of(bot).count("User:") == 2
 
 
 def test_without_match_the_prompt_is_what_was_typed(learnt: Checkpoint) -> None:

@@ -324,7 +324,6 @@ def test_code_for_other_processors_gives_the_same_answers(processor: str, native
     other = Kernel(ctypes.CDLL(str(library)))
     if not other.instructions:
         pytest.skip(f"this processor is older than {processor}")
-    assert other.instructions != native.instructions or processor == "cascadelake"
     for form in FORMS:
         mine, theirs = runtime(native, "wide", form), runtime(other, "wide", form)
         ids = ids_for(mine.config, 300)

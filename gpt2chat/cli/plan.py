@@ -96,7 +96,7 @@ def make_plan(options: dict[str, Any]) -> Plan:
     faq = is_faq(library, base)
     base = dataclasses.replace(base, taught=taught_by(options, base, data.learnt, data.lines))
     quiz = Quiz(data.dataset.conversations, Tokenizer.gpt2().end_id, data.row_tokens)
-    config, lines = schedule(options, base, data.dataset, data.row_tokens, quiz)
+    config, lines = schedule(options, base, data.dataset, data.row_tokens, quiz, faq)
     device = pick_device(options["device"])
     dtype = pick_dtype(options["dtype"], device)
     about = _about(options, files, base, hashes, dtype) | {"source": source_of(library), "faq": faq}

@@ -20,16 +20,19 @@ from gpt2chat.run import stored_settings
 from gpt2chat.training import TrainConfig, count_steps, default_learning_rate, total_steps
 
 ROWS = 4  # of a step, where neither the user nor few data say otherwise
-APART = 0.4  # of the rows of an open run hold pairs on their own, as they are asked first; the others, conversations
+APART = 0.4  # of the rows hold pairs on their own where nothing but such is learnt; the others, conversations of them
 STEPS_OF_A_PASS = 4  # few data are learnt in smaller steps rather than in fewer of them
 CHECK_SHARE = 0.12  # of the time of training that may go into checking what comes back
 CHECK_LEAST = 5  # steps between two checks
 
 
 def schedule(
-    options: dict[str, Any], base: Checkpoint, dataset: Dataset, row_tokens: int, quiz: Quiz
+    options: dict[str, Any], base: Checkpoint, dataset: Dataset, row_tokens: int, quiz: Quiz, faq: bool
 ) -> tuple[TrainConfig, list[str]]:
-    """Return the configuration of a run, and a line for each choice that the user left open."""
+    """Return the configuration of a run, and a line for each choice that the user left open.
+
+    `faq` says that the model will have been taught single questions and answers alone.
+    """
     if options["resume"]:
         return _continued(options, base, dataset, row_tokens), []
     config = TrainConfig(
@@ -45,7 +48,7 @@ def schedule(
     )
     lines = []
     if options["epochs"] is None and options["steps"] is None:
-        config, line = _open(config, options, dataset, quiz)
+        config, line = _open(config, options, dataset, quiz, APART if faq else 0.0)
         lines.append(line)
     if options["learning_rate"] is None:
         lines.append(
@@ -54,7 +57,9 @@ def schedule(
     return config, lines + _warnings(dataset, row_tokens)
 
 
-def _open(config: TrainConfig, options: dict[str, Any], dataset: Dataset, quiz: Quiz) -> tuple[TrainConfig, str]:
+def _open(
+    config: TrainConfig, options: dict[str, Any], dataset: Dataset, quiz: Quiz, apart: float
+) -> tuple[TrainConfig, str]:
     """Leave the end of a run on conversations to what comes back; choose the epochs of texts by their size."""
     if not quiz:
         steps = count_steps(dataset, dataclasses.replace(config, epochs=1))[0]
@@ -65,7 +70,7 @@ def _open(config: TrainConfig, options: dict[str, Any], dataset: Dataset, quiz: 
     batch = options["batch_size"] or max(min(ROWS, rows // STEPS_OF_A_PASS), 1, config.accumulate)
     most = most_steps(-(-rows // batch))
     line = f"epochs: until the taught answers come back, at most {most} steps (--epochs or --steps sets a number)"
-    return dataclasses.replace(config, batch_size=batch, apart=APART, steps=most, open_end=True), line
+    return dataclasses.replace(config, batch_size=batch, apart=apart, steps=most, open_end=True), line
 
 
 def most_time(dataset: Dataset, config: TrainConfig, model: GPT2Config, dtype: torch.dtype) -> str:

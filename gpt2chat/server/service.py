@@ -205,7 +205,9 @@ class Service:
         kept, _ = fit_context([*system, *examples], live, template, self.tokenizer, length, n_ctx, max_new_tokens)
         mine = set(map(id, live))
         shown = [message for message in kept if id(message) in mine]
-        prompt = render_prompt(as_taught(kept, self._matcher) if self._matcher else kept, template, self.tokenizer)
+        if self._matcher:
+            kept = as_taught(kept, self._matcher, is_faq(loaded.about))
+        prompt = render_prompt(kept, template, self.tokenizer)
         if len(prompt) > (settings.max_length or n_ctx):
             beside = " with its system prompt" if system else ""
             found = f"the message has {len(prompt)} tokens{beside}"
