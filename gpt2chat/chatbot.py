@@ -21,6 +21,7 @@ from gpt2chat.generation import Decoder
 from gpt2chat.grounding import FALLBACK, Grounded, Grounding, is_faq, spoken
 from gpt2chat.matching import Matcher, as_taught, exchanges
 from gpt2chat.model import MODEL_SIZES
+from gpt2chat.replies import Reply, written
 from gpt2chat.reply import Answer, Given, StreamingReply, Told
 from gpt2chat.runtime import Runtime
 from gpt2chat.sampling import GenerationConfig
@@ -76,6 +77,7 @@ class GPT2Chatbot:
         self.fallback, self._confidence, self._grounded = fallback, confidence, grounded
         self.match = match
         self.grounds: Grounded | None = None  # of the last answer, where it was grounded
+        self.reply: Reply | None = None  # the written answer that was the last one, if it was
         self._judge: Judge | None = None
         self._matcher: Matcher | None = None  # of what was taught and of this object's examples
         self.messages: list[Message] = []
@@ -375,6 +377,9 @@ class GPT2Chatbot:
         def begin() -> tuple[Iterator[int], Told]:
             if self.grounded:
                 return self._ground(prompt, messages, generation)
+            self.reply = self._written(messages, generation)
+            if self.reply:
+                return self._given(self.tokenizer.encode(template.lead + self.reply.answer), prompt, generation)
             if self._engine:
                 stream = self._engine.submit(prompt, generation, stop=self.tokenizer.stop_ids)
                 return stream, stream
@@ -393,10 +398,22 @@ class GPT2Chatbot:
         """Choose a taught answer, or the fallback; return its ids."""
         grounding = Grounding(self.matcher, FALLBACK if self.fallback is None else self.fallback, self._confidence)
         source = self._engine or self.decoder
-        most = min(generation.max_new_tokens, self.decoder.runtime.config.n_ctx - len(prompt))
         alone, _ = self._fit([m for m in messages[:-1] if m.role == "system"] + [messages[-1]], generation)
         asked = render_prompt(alone, self.template, self.tokenizer)
         self.grounds, ids = spoken(grounding, messages[-1].content, asked, self.template.lead, source)
+        return self._given(ids, prompt, generation)
+
+    def _written(self, messages: Conversation, generation: GenerationConfig) -> Reply | None:
+        """Return the answer that somebody wrote for such a message, if this model has such."""
+        if not self.match or self.fallback is not None:
+            return None
+        return written(self.checkpoint.about, messages, generation, self.matcher if self._examples else None)
+
+    def _given(
+        self, ids: Sequence[int], prompt: Sequence[int], generation: GenerationConfig
+    ) -> tuple[Iterator[int], Told]:
+        """Return ids as an answer, as many as there is room for."""
+        most = min(generation.max_new_tokens, self.decoder.runtime.config.n_ctx - len(prompt))
         return iter(ids[:most]), Given(len(prompt), "stop" if len(ids) <= most else "length")
 
     def _fitted(self, messages: Conversation, generation: GenerationConfig) -> Conversation:

@@ -50,8 +50,18 @@ class QuestionEncoder:
 
     def encode(self, questions: Sequence[str]) -> Vectors:
         """Return a unit vector for each question, (N, dimension)."""
-        parts = [self._encode(questions[at : at + TOGETHER]) for at in range(0, len(questions), TOGETHER)]
-        return np.concatenate(parts) if parts else np.zeros((0, len(self._layer["skip"])), np.float32)
+        split = [words(question) or [""] for question in questions]
+        known = {word: number for number, word in enumerate(dict.fromkeys(word for each in split for word in each))}
+        weights = self._weights[[self._rows.get(word, 0) for word in known]]
+        vectors = self._vectors(list(known)) * weights[:, None]
+        parts = [np.zeros((0, len(self._layer["skip"])), np.float32)]
+        for at in range(0, len(split), TOGETHER):
+            some = split[at : at + TOGETHER]
+            places = np.array([known[word] for each in some for word in each], np.int64)
+            begins = np.cumsum([0, *(len(each) for each in some[:-1])])
+            sums = np.add.reduceat(vectors[places], begins)
+            parts.append(self._map(sums / np.sqrt(np.add.reduceat(weights[places], begins) + 1e-6)[:, None]))
+        return np.concatenate(parts)
 
     def word_vectors(self, spelt: Sequence[str]) -> Vectors:
         """Return a unit vector for each word, (N, width)."""
@@ -75,24 +85,19 @@ class QuestionEncoder:
         rows = np.array([self._rows.get(word, 0) for word in spelt], np.int64)
         if not len(rows):
             return np.zeros((0, self._words.shape[1]), np.float32)
-        return np.asarray(self._words[rows] + np.stack([self._run(word) for word in spelt]), np.float32)
+        return np.asarray(self._words[rows] + self._spelling(spelt), np.float32)
 
-    def _encode(self, questions: Sequence[str]) -> Vectors:
-        split = [words(question) or [""] for question in questions]
-        known = {word: number for number, word in enumerate(dict.fromkeys(word for each in split for word in each))}
-        vectors = self._vectors(list(known))
-        owner = np.repeat(np.arange(len(split)), [len(each) for each in split])
-        place = np.array([known[word] for each in split for word in each])
-        weights = self._weights[[self._rows.get(word, 0) for word in known]][place]
-        sums = np.zeros((len(split), vectors.shape[1]), np.float32)
-        np.add.at(sums, owner, vectors[place] * weights[:, None])
-        sums /= np.sqrt(np.bincount(owner, weights, len(split)).astype(np.float32) + 1e-6)[:, None]
-        return self._map(sums)
-
-    def _run(self, word: str) -> Vectors:
-        """Return the mean of the rows of a word's runs of characters, ends marked; nothing for words of one or two."""
-        rows = [number % (len(self._runs) - 1) + 1 for number in runs(word)]
-        return self._runs[rows].mean(0) if rows else np.zeros(self._runs.shape[1], np.float32)
+    def _spelling(self, spelt: Sequence[str]) -> Vectors:
+        """Return the means of the rows of words' runs of characters, ends marked; 0 for words of one or two."""
+        numbers = [list(runs(word)) for word in spelt]
+        sizes = np.array([len(each) for each in numbers], np.int64)
+        found = np.zeros((len(spelt), self._runs.shape[1]), np.float32)
+        if sizes.any():
+            rows = np.array([number for each in numbers for number in each], np.int64) % (len(self._runs) - 1) + 1
+            begins = np.cumsum(sizes) - sizes
+            long = sizes > 0
+            found[long] = np.add.reduceat(self._runs[rows], begins[long]) / sizes[long, None]
+        return found
 
     def _map(self, sums: Vectors) -> Vectors:
         """Layer norm, a hidden layer beside a straight way, and length 1."""

@@ -132,6 +132,12 @@ class Matcher:
         word_by_word[rows] = self._words.likeness(question, rows)
         return np.stack([meaning, word_by_word, spelling])
 
+    def likeness(self, question: str) -> Numbers:
+        """Return how like a question is to each taught one, all three together, (N,); 1 for the same words."""
+        return np.asarray(
+            self._encoder.mixed(self.likenesses(question)) / self._encoder.mixed(np.ones((3, 1))), np.float64
+        )
+
     def evidence(self, question: str, likeness: Numbers, most: int = CANDIDATES) -> tuple[list[int], Numbers]:
         """Return the best answers, each by its nearest phrasing, and what speaks for each, (answers, EVIDENCE)."""
         score = self._encoder.mixed(likeness)

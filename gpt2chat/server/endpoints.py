@@ -80,6 +80,8 @@ async def _chat(
     written = shape(service.settings.model, logprobs is not None, {"dropped_turns": dropped})
     if service.grounding:
         answers = await _grounded(request, question, messages, wanted.n or 1, written.extra)
+    elif reply := await service.reply(messages, config, wanted.n or 1):
+        answers = service.give(question, service.tokenizer.encode(question.lead + reply.answer), 1)
     else:
         answers = service.ask(question, wanted.n or 1)
     written.workers = [answer.stream.worker for answer in answers]

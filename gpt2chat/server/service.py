@@ -21,6 +21,7 @@ from gpt2chat.errors import ConfigError, ContextError, EngineFull
 from gpt2chat.fleet import Fleet
 from gpt2chat.grounding import FALLBACK, Grounding, is_faq
 from gpt2chat.matching import Matcher, as_taught, exchanges
+from gpt2chat.replies import Reply, written
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.server import nanochat
 from gpt2chat.server.answers import Answering, Judge, Pace, Question
@@ -241,6 +242,14 @@ class Service:
             answers.append(Answering(stream, question, number, self.pace, limits.queue_s, limits.answer_s))
         self._running.update(answers)
         return answers
+
+    async def reply(self, messages: Sequence[Message], generation: GenerationConfig, count: int) -> Reply | None:
+        """Return the answer that somebody wrote for such a message, if this model has such and one is asked for."""
+        loaded, settings = self.opened()[0], self.settings
+        if not settings.match or settings.fallback is not None or count > 1:
+            return None
+        shown = self._matcher if settings.examples else None
+        return await asyncio.to_thread(written, loaded.about, messages, generation, shown)
 
     def give(self, question: Question, ids: Sequence[int], count: int) -> list[Answering]:
         """Answer a question with these ids, as often as it was asked for; raises ApiError."""

@@ -137,7 +137,7 @@ def main(corpus: Path, state: Path, before: str | None, assets: Path) -> None:
     trained = torch.load(state, weights_only=True)
     manifest = json.loads((corpus / "manifest.json").read_text("utf-8"))
     tokens = (trained["step"] + trained["closed"]) * ROWS * CONFIG.n_ctx
-    about = {"name": "demo", "recipe": "recipes/demo_model", "tokens_seen": tokens, "licence": "MIT"}
+    about = {"name": "demo", "recipe": "recipes/demo_model", "tokens_seen": tokens, "licence": "MIT", "replies": True}
     whole = Checkpoint(CONFIG, trained["model"], TEMPLATES["chat"], about=about)
     checkpoint.save(whole, assets / "demo.pt", compact=True)
     packed = checkpoint.load(assets / "demo.pt")

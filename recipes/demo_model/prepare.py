@@ -253,13 +253,12 @@ def written(text: str, encode: Encode) -> Iterator[Unit]:
 
 
 def rows(text: str, encode: Encode) -> Iterator[Unit]:
-    """Read questions (`? `), each with the answer (`! `) behind them."""
+    """Read questions (`? `), each with the answers (`! `) behind them."""
     for block in re.split(r"\n\s*\n", text.strip()):
-        lines = block.splitlines()
-        (answer,) = (line[2:] for line in lines if line.startswith("! "))
-        for line in lines:
-            if line.startswith("? "):
-                yield Message("user", normalise(line[2:])), Message("assistant", normalise(answer))
+        lines = [(line[:2], normalise(line[2:])) for line in block.splitlines()]
+        for question in (said for mark, said in lines if mark == "? "):
+            for answer in (said for mark, said in lines if mark == "! "):
+                yield Message("user", question), Message("assistant", answer)
 
 
 READERS = {f.__name__: f for f in (dialogues, pairs, stories, news, books, written, rows)}

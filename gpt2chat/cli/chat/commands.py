@@ -273,6 +273,9 @@ def _grounds(talk: Talk) -> Iterator[str]:
         given = "given" if grounded.given else f"the fallback was given, as {bot.threshold:.2f} is needed"
         yield f"Nearest taught question: {grounded.match.question}"
         yield f"similarity {grounded.match.similarity:.2f}{model}, confidence {grounded.confidence:.2f}: {given}"
+    elif bot.reply:
+        yield f"Somebody wrote this answer to: {bot.reply.question}"
+        yield f"similarity {bot.reply.similarity:.2f}; --no_match lets the model write"
     elif bot.checkpoint.taught and (matches := bot.matcher.match(bot.last_question.content, 1)):
         match = matches[0]
         read = bot.match and bot.matcher.phrased(bot.last_question.content) == match.question
