@@ -60,7 +60,8 @@ class QuestionEncoder:
             places = np.array([known[word] for each in some for word in each], np.int64)
             begins = np.cumsum([0, *(len(each) for each in some[:-1])])
             sums = np.add.reduceat(vectors[places], begins)
-            parts.append(self._map(sums / np.sqrt(np.add.reduceat(weights[places], begins) + 1e-6)[:, None]))
+            scale = np.sqrt(np.add.reduceat(weights[places], begins) + 1e-6)
+            parts.append(self._map(np.asarray(sums / scale[:, None], np.float32)))
         return np.concatenate(parts)
 
     def word_vectors(self, spelt: Sequence[str]) -> Vectors:

@@ -9,6 +9,7 @@ A question for what the user told earlier is answered with that (`told`).
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -22,15 +23,17 @@ from gpt2chat.encoder import encoder, words
 from gpt2chat.matching import READ, Matcher
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.taught import Numbers, fold
-from gpt2chat.told import SENTENCE, asked_back, person, quoted, told_before
+from gpt2chat.told import ASKING, SENTENCE, asked_back, person, quoted, told_before
 
 FILE = Path(__file__).with_name("assets") / "replies.txt"
 LEAST = 0.62  # likeness from which on a written answer is given
 ASKED, PART = 0.02, 0.12  # what the likeness of a message's last question, and of another part of it, is lowered by
 ABOUT = 0.35  # and where one speaks of "you" alone and the other of "me" alone
+KIND = 0.08  # and where one asks and the other does not
 NEAR = 0.04  # likeness below the best at which an answer is as good
 CANDIDATES = 24  # answers that are looked at
 SHORT = 4  # characters of a part of a message that is not looked at by itself
+NUMBER = re.compile(r"\d+")
 RARE = 0.35  # rarity from which on a word has something to say
 SAME = 0.97  # likeness from which on a message is one that an answer was written for
 TOLD, SURELY_TOLD = 0.4, 0.55  # likeness of what was told to a question for it; to one that need not be for it
@@ -78,6 +81,11 @@ class Replies:
         return places
 
     @cached_property
+    def _asking(self) -> Numbers:
+        """Whether each message asks something, (N,)."""
+        return np.array([bool(ASKING.search(asked)) for asked, _, _ in self.rows], np.float64)
+
+    @cached_property
     def _persons(self) -> Numbers:
         """Whom each message is about, (N,): see `person`."""
         return np.array([person(asked) for asked, _, _ in self.rows], np.float64)
@@ -103,10 +111,10 @@ class Replies:
 
     def nearest(self, message: str, most: int = CANDIDATES) -> list[Reply]:
         """Return the likeliest answers, the best first, by the whole message or one of its sentences."""
-        if not self.rows or not message.strip():
-            return []
         if same := self._exact.get(fold(message)):
             return [self._reply(at, 1.0) for at in same[:most]]
+        if not self.rows or encoder().rarity(words(message)).min(initial=1.0) == 1:
+            return []  # there is no word that is known
         likeness = self._likeness(message)
         parts = [part for part in SENTENCE.split(message.strip()) if len(fold(part)) >= SHORT]
         asked = max((at for at, part in enumerate(parts) if part.endswith("?")), default=None)
@@ -114,7 +122,7 @@ class Replies:
             likeness = np.maximum(likeness, self._likeness(part) - (ASKED if at == asked else PART))
         order = np.argsort(-likeness, kind="stable")[:most]
         spelt = set(words(message))
-        return [self._reply(at, float(np.clip(likeness[at], 0, 1))) for at in order if self._fits(at, spelt)]
+        return [self._reply(int(at), float(np.clip(likeness[at], 0, 1))) for at in order if self._fits(at, spelt)]
 
     def _reply(self, at: int, similarity: float) -> Reply:
         asked, answer, group = self.rows[at]
@@ -122,11 +130,14 @@ class Replies:
 
     def _likeness(self, text: str) -> Numbers:
         """Return how like a text is to each message, (N,); 1 for the same words."""
-        return self._matcher.likeness(text) - ABOUT * (self._persons * person(text) < 0)
+        likeness = self._matcher.likeness(text) - ABOUT * (self._persons * person(text) < 0)
+        return likeness - KIND * (self._asking != bool(ASKING.search(text)))
 
     def _fits(self, at: int, spelt: set[str]) -> bool:
-        """Whether an answer takes up no telling word of its message but those of the message at hand."""
+        """Whether an answer takes up no telling word of its message, and no number, but those of the one at hand."""
         asked, answer, _ = self.rows[at]
+        if set(NUMBER.findall(asked)) != {word for word in spelt if NUMBER.fullmatch(word)}:
+            return False
         taken = sorted((set(words(asked)) & set(words(answer))) - spelt)
         rare = encoder().rarity(taken)
         return not any(each >= RARE and any(map(str.isalnum, word)) for word, each in zip(taken, rare, strict=True))
@@ -140,9 +151,8 @@ class Replies:
             return None
         sentence, likeness = told_before(asked, earlier, fact.tells if fact else ())
         own = fact is not None or person(asked) < 0
-        if likeness < (TOLD if own else SURELY_TOLD) or (
-            not fact and best.similarity > (SAME if own else max(LEAST, likeness))
-        ):
+        least, most = (TOLD, SAME) if own else (SURELY_TOLD, max(LEAST, likeness))
+        if likeness < least or (not fact and best.similarity > most):
             return None
         return Reply(sentence, quoted(sentence), likeness)
 
@@ -156,10 +166,10 @@ def written(
     """
     if about.get("replies") is not True:
         return None
-    asked = shown.match(messages[-1].content, 1) if shown and messages else []
-    if asked and asked[0].confidence >= READ:
-        return None
-    return replies().find(messages, generation.temperature, generation.seed)
+    found = replies().find(messages, generation.temperature, generation.seed)
+    asked = shown.match(messages[-1].content, 1) if shown and found else []
+    nearer = found and asked and asked[0].confidence >= READ and asked[0].similarity >= found.similarity
+    return None if nearer else found
 
 
 @cache

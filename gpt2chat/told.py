@@ -18,8 +18,9 @@ SENTENCE = re.compile(r"(?<=[.!?])\s+")
 ME = re.compile(r"\b(?:i|me|my|mine|i'm|im|i've|we|us|our|ours|we're)\b", re.I)
 YOU = re.compile(r"\b(?:you|your|yours|you're|u|ur)\b", re.I)
 REQUEST = re.compile(
-    r"\b(?:(?:do|can|could|would|will) you (?:still |please )?(?:know|remember|recall|tell me|say|guess)"
-    r"|you (?:still )?(?:know|remember)|did i (?:say|tell you|mention))\b|^(?:please )?tell me\b",
+    r"\b(?:(?:do|can|could|would|will) (?:you|u) (?:still |please )?(?:know|remember|recall|tell me|say|guess)"
+    r"|(?:you|u) (?:still )?(?:know|remember)|(?:did i|i) (?:say|said|tell you|told you|mention|mentioned))\b"
+    r"|\bremind me\b|^(?:please )?tell me\b",
     re.I,
 )
 ADVICE = re.compile(r"\b(?:should|could|can|may|must|would|shall) (?:i|we)\b|\bhow (?:do|to|can)\b|\bhelp\b", re.I)
@@ -31,7 +32,8 @@ ASKING = re.compile(
     re.I,
 )
 LEAD = re.compile(
-    r"^(?:(?:hi|hello|hey|oh|well|so|yes|yeah|no|and|but|ok|okay|actually|by the way|anyway|guess what|good \w+|ah)\b[\s,!.:-]*)+",
+    r"^(?:(?:hi|hello|hey|oh|ah|well|so|yes|yeah|no|and|but|ok|okay|actually|by the way|anyway|guess what|good \w+)\b"
+    r"[\s,!.:-]*)+",
     re.I,
 )
 RECENT = 0.02  # what a later sentence has before an earlier one, as it may mend it
@@ -48,7 +50,7 @@ LOWER = re.compile(
 
 
 def person(text: str) -> int:
-    """Return 1 for a text that speaks of "you" alone, -1 of "me" or "us" alone, else 0; "do you know" does not count."""
+    """Return 1 for a text that speaks of "you" alone, -1 of "me" or "us" alone, else 0; "do you know" counts not."""
     text = REQUEST.sub("", text)
     return int(bool(YOU.search(text))) - int(bool(ME.search(text)))
 
@@ -62,7 +64,7 @@ def asked_back(message: str) -> str:
 
 
 def told_before(message: str, earlier: Sequence[str], tells: Sequence[str] = ()) -> tuple[str, float]:
-    """Return the earlier sentence that answers a message best, and how like it is to it and to the best way to tell it."""
+    """Return the earlier sentence that answers a message best, and how like it is to it and to ways to tell it."""
     sentences = [part for said in earlier for part in SENTENCE.split(said.strip()) if part and not ASKING.search(part)]
     if not sentences:
         return "", 0.0
