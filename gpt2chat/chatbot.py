@@ -21,10 +21,10 @@ from gpt2chat.generation import Decoder
 from gpt2chat.grounding import FALLBACK, Grounded, Grounding, is_faq, spoken
 from gpt2chat.matching import Matcher, as_taught, exchanges
 from gpt2chat.model import MODEL_SIZES
-from gpt2chat.replies import Reply, written
 from gpt2chat.reply import Answer, Given, StreamingReply, Told
 from gpt2chat.runtime import Runtime
 from gpt2chat.sampling import GenerationConfig
+from gpt2chat.small_talk import Reply, written
 from gpt2chat.taught import merged
 from gpt2chat.templates import Template, template_named
 from gpt2chat.tokenizer import Tokenizer

@@ -21,6 +21,7 @@ import torch
 from gpt2chat import checkpoint
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import Example, Message, render_prompt
+from gpt2chat.distillation import Distillation
 from gpt2chat.errors import CheckpointError, ConfigError, DiskFullError
 from gpt2chat.files import append_line, atomic_writer, json_line
 from gpt2chat.generation import Decoder, stream_answer
@@ -79,10 +80,11 @@ class Run:
         quiz: Quiz | None = None,
         chooses: bool = True,
         keep_state: bool = False,
+        distillation: Distillation | None = None,
     ) -> None:
         self.model, self.optimizer, self.base, self.files = model, optimizer, base, files
         self.validation = _sample(validation, VALIDATION_TOKENS)
-        self.quiz, self.chooses, self.keep_state = quiz, chooses, keep_state
+        self.quiz, self.chooses, self.keep_state, self.distillation = quiz, chooses, keep_state, distillation
         self.row_tokens, self.dtype, self.patience = row_tokens, dtype, patience
         self.settings = settings or {}
         self.tokenizer = Tokenizer.gpt2()
@@ -122,6 +124,7 @@ class Run:
             self.checked, self.best_held = int(training.get("checked", -1)), float(training.get("best_held", 0.0))
             self.chooses, self.pace = bool(training.get("chooses", True)), Pace(**training.get("pace", {}))
             self.recall = None if training.get("recall") is None else Recall(*training["recall"])
+            self.distillation = Distillation.restored(training.get("distillation"))
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"{self.files.last}: its training state does not fit this model: {error}") from error
         self._check_optimizer()
@@ -258,6 +261,7 @@ class Run:
             "pace": dataclasses.asdict(self.pace),
             "recall": None if self.recall is None else list(dataclasses.astuple(self.recall)),
             "finished": finished,
+            "distillation": None if self.distillation is None else self.distillation.stored(),
             "settings": {name: value for name, value in self.settings.items() if name != "about"},
         }
         self._write(checkpoint.save, self._checkpoint(training, self.best), self.files.last)

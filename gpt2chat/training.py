@@ -17,6 +17,7 @@ import torch
 
 from gpt2chat.conversation import Example
 from gpt2chat.data import Dataset, collate, epoch_batches, epoch_rows, pack
+from gpt2chat.distillation import Distillation
 from gpt2chat.errors import ConfigError, TrainingError
 from gpt2chat.hardware import autocast
 from gpt2chat.loss import Batch, summed_loss
@@ -170,12 +171,13 @@ def train(
     dtype: torch.dtype = torch.float32,
     start: int = 0,
     pace: Pace | None = None,
+    distillation: Distillation | None = None,
 ) -> Iterator[Step]:
     """Train `model` in place from step `start` on, yielding after each optimizer step.
 
     The loss of a step is the sum over its supervised tokens divided by their number, however many parts it is
-    computed in. With an open end it goes on until `pace` is done. Raises TrainingError when nothing can be learned or
-    gradients stay non-finite.
+    computed in. With an open end it goes on until `pace` is done; `distillation` is added to what is made small. Raises
+    TrainingError when nothing can be learned or gradients stay non-finite.
     """
     if not any(any(example.loss_mask[1:]) for example in dataset.examples):
         raise TrainingError("there is no token to learn from: every example is empty or fully masked")
@@ -186,7 +188,7 @@ def train(
         if config.open_end and pace.done:
             return
         rate = learning_rate(number, total, config, pace.share)
-        step = _take_step(model, batch, config, optimizer, dtype, number, total, rate)
+        step = _take_step(model, batch, config, optimizer, dtype, number, total, rate, distillation)
         skipped = skipped + 1 if step.skipped else 0
         if skipped >= MAX_SKIPPED:
             raise TrainingError(
@@ -220,6 +222,7 @@ def _take_step(
     number: int,
     total: int,
     rate: float,
+    distillation: Distillation | None = None,
 ) -> Step:
     began = time.perf_counter()
     model.train()
@@ -233,6 +236,10 @@ def _take_step(
                 mean = summed_loss(model, part.to(model.device)) / max(1, targets)
             mean.backward()
             loss += mean.item()
+    if distillation is not None:
+        with autocast(model.device, dtype):
+            held = distillation.loss(model, number)
+        held.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = _clip([p for p in parameters if p.grad is not None], config.clip)
     healthy = math.isfinite(norm) and math.isfinite(loss)

@@ -23,7 +23,7 @@ TELL = [{"role": "user", "content": QUESTIONS[0]}]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with served("demo") as running:
+    with served("demo", match=False) as running:
         yield running
 
 

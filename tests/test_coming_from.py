@@ -889,7 +889,7 @@ def interrupt_a_run() -> None:
 
 def expected(system: str) -> list[str]:
     """The greedy answers to two questions in a row."""
-    bot = GPT2Chatbot(system=system)
+    bot = GPT2Chatbot(system=system, match=False)
     bot.load_model("trained_model.pt")
     return [bot.chat(question, temperature=0) for question in ("When are you open?", "Hello")]
 

@@ -632,7 +632,7 @@ def test_the_example_of_the_document_runs(capsys: pytest.CaptureFixture[str]) ->
 def test_many_chatbots_can_talk_through_one_engine() -> None:
     loaded = pretrained.load("demo")
     questions = ["Hello, who are you?", "Do you like tea?", "What did I ask first?"]
-    options = {"generation": GenerationConfig(seed=3, max_new_tokens=20)}
+    options = {"generation": GenerationConfig(seed=3, max_new_tokens=20), "match": False}
     bot = GPT2Chatbot("demo", **options)  # type: ignore[arg-type]
     bot.use(loaded)
     expected = [bot.chat(question) for question in questions]

@@ -36,6 +36,13 @@ def server() -> Iterator[Served]:
         yield running
 
 
+@pytest.fixture
+def plain() -> Iterator[Served]:
+    """The model itself: no written answers."""
+    with served("demo", match=False) as running:
+        yield running
+
+
 @pytest.fixture(scope="module")
 def bot() -> GPT2Chatbot:
     made = GPT2Chatbot("demo")
@@ -69,9 +76,9 @@ def everywhere(server: Served, said: Sequence[str], system: str | None, **option
     return answers.pop()
 
 
-def in_terminal(lines: Sequence[str], system: str | None, temperature: float, seed: int) -> list[str]:
+def in_terminal(lines: Sequence[str], system: str | None, temperature: float, seed: int, *more: str) -> list[str]:
     """The answers of `gpt2chat chat` to lines from a pipe."""
-    options = ["--json", "-t", temperature, "--seed", seed, "--max_tokens", MOST, "-k", 50]
+    options = ["--json", "-t", temperature, "--seed", seed, "--max_tokens", MOST, "-k", 50, *more]
     options += ["--system", system] if system else []
     out = invoke("chat", "demo", *options, stdin="\n".join(lines) + "\n").stdout
     return [json.loads(line)["answer"] for line in out.splitlines()]
@@ -124,38 +131,29 @@ def test_a_conversation(server: Served, bot: GPT2Chatbot, temperature: float, sy
 
 
 @pytest.mark.parametrize("system", [pytest.param(None, marks=pytest.mark.slow), SYSTEMS[1]])
-def test_a_conversation_longer_than_the_context(server: Served, bot: GPT2Chatbot, system: str | None) -> None:
+def test_a_conversation_longer_than_the_context(plain: Served, system: str | None) -> None:
+    bot = GPT2Chatbot("demo", match=False)
     turns = [f"{turn} {n} " + f"Tell me more of {n} things. " * 13 for n, turn in enumerate(TURNS + TURNS[:3])]
-    bot.reset()
     bot.system = system
     said, left = list[str](), list[int]()
-    try:
-        for turn in turns:
-            said.append(turn)
-            text = bot.chat(turn, max_tokens=MOST, top_k=50, **asked(0.9, 5))
-            found, dropped = everywhere(server, said, system, **asked(0.9, 5))
-            assert found == text and bot.answer
-            prompt = bot.tokenizer.decode(bot.answer.prompt)
-            assert [f" {n} Tell" in prompt for n in range(len(left) + 1)] == [
-                n >= dropped for n in range(len(left) + 1)
-            ]
-            left.append(dropped)
-            said.append(text)
-    finally:
-        bot.system = None
+    for turn in turns:
+        said.append(turn)
+        text = bot.chat(turn, max_tokens=MOST, top_k=50, **asked(0.9, 5))
+        found, dropped = everywhere(plain, said, system, **asked(0.9, 5))
+        assert found == text and bot.answer
+        prompt = bot.tokenizer.decode(bot.answer.prompt)
+        assert [f" {n} Tell" in prompt for n in range(len(left) + 1)] == [n >= dropped for n in range(len(left) + 1)]
+        left.append(dropped)
+        said.append(text)
     assert left[0] == 0 and left == sorted(left) and left[-1] >= 2
-    assert in_terminal(turns, system, 0.9, 5) == said[1::2]
+    assert in_terminal(turns, system, 0.9, 5, "--no_match") == said[1::2]
 
 
-def test_a_system_prompt_of_the_server(bot: GPT2Chatbot) -> None:
+def test_a_system_prompt_of_the_server() -> None:
     system = SYSTEMS[1]
-    with served("demo", system=system) as told:
-        bot.reset()
-        bot.system = system
-        try:
-            text = bot.chat(PROMPTS[0], max_tokens=MOST, top_k=50, **asked(0.9, 3))
-        finally:
-            bot.system = None
+    with served("demo", system=system, match=False) as told:
+        bot = GPT2Chatbot("demo", system=system, match=False)
+        text = bot.chat(PROMPTS[0], max_tokens=MOST, top_k=50, **asked(0.9, 3))
         assert everywhere(told, [PROMPTS[0]], None, **asked(0.9, 3)) == (text, 0)
         assert everywhere(told, [PROMPTS[0]], system, **asked(0.9, 3)) == (text, 0)
         assert everywhere(told, [PROMPTS[0]], "You are a cat.", **asked(0.9, 3))[0] != text

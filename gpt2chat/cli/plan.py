@@ -16,21 +16,24 @@ from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.cli.inputs import is_faq, read_inputs, rehearse, source_of, taught_by
 from gpt2chat.cli.schedule import ROWS, check_interval, gets_more, most_time, schedule
 from gpt2chat.cli.terminal import shortened
-from gpt2chat.conversation import Example
+from gpt2chat.conversation import Example, render
 from gpt2chat.data import Dataset, render_records, split
+from gpt2chat.distillation import Distillation
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.estimate import CONVERSATION_ROW, TEXT_BLOCK
 from gpt2chat.formats import Library
 from gpt2chat.hardware import pick_device, pick_dtype
 from gpt2chat.model import GPT2, MODEL_SIZES
-from gpt2chat.recall import Quiz
+from gpt2chat.recall import ALL, Quiz
 from gpt2chat.records import Record, Report
 from gpt2chat.run import TURNS, Run, RunFiles, check_room, stored_settings
+from gpt2chat.small_talk import small_talk
 from gpt2chat.templates import TEMPLATES, Template, template_named
 from gpt2chat.tokenizer import END_OF_TEXT, Tokenizer
 from gpt2chat.training import Step, TrainConfig, count_steps, make_optimizer, total_steps, train
 from gpt2chat.version import __version__
 
+TALKS = 400  # conversations of small talk that are long enough for what is noted of them
 LARGE = 1000  # so many conversations or text blocks are enough to hold some out unasked
 # options that an interrupted run does not pass on
 OWN_EACH_TIME = ("resume", "interactive", "device", "dry_run", "keep_state")
@@ -66,7 +69,8 @@ class Plan:
         """The remaining optimizer steps."""
         run = self.run
         end_id, start, pace = run.tokenizer.end_id, run.number, run.pace
-        return train(run.model, self.dataset, self.config, run.optimizer, end_id, self.dtype, start, pace)
+        keep = run.distillation
+        return train(run.model, self.dataset, self.config, run.optimizer, end_id, self.dtype, start, pace, keep)
 
 
 @dataclass
@@ -137,6 +141,8 @@ def _base(options: dict[str, Any]) -> Checkpoint:
 
 def _check(options: dict[str, Any]) -> None:
     """Check what needs neither data nor model."""
+    if not 0 <= options["distillation"] <= 100:
+        raise ConfigError(f"distillation: expected 0 to 100, got {options['distillation']!r}")
     if options["epochs"] is not None and options["steps"] is not None:
         raise ConfigError("steps: --epochs says how long the run goes on already; pass one of the two")
     TrainConfig(
@@ -312,6 +318,7 @@ def _run(
         quiz=quiz or None,
         chooses=asked or bool(options["patience"]) or not config.open_end,
         keep_state=options["keep_state"],
+        distillation=_distillation(options, base, model, config, quiz),
     )
     if options["resume"]:
         if base.training is None:
@@ -322,6 +329,18 @@ def _run(
         if gets_more(options, base):
             run.finished, run.waited = False, 0
     return run
+
+
+def _distillation(
+    options: dict[str, Any], base: Checkpoint, model: GPT2, config: TrainConfig, quiz: Quiz
+) -> Distillation | None:
+    """Note what the model says in small talk, which few answers would else overwrite; not where the end is given."""
+    few = config.open_end and quiz and quiz.taught <= ALL
+    if not few or not options["distillation"] or options["dry_run"] or options["resume"]:
+        return None
+    tokenizer = Tokenizer.gpt2()
+    talks = [render(talk, base.template, tokenizer).ids for talk in small_talk().conversations(TALKS)]
+    return Distillation.taken(model, talks, options["distillation"])
 
 
 def _trainable(base: Checkpoint, dropout: float, device: torch.device) -> GPT2:

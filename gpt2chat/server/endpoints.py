@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from gpt2chat.conversation import Message
 from gpt2chat.errors import GPT2ChatError
+from gpt2chat.sampling import GenerationConfig
 from gpt2chat.server import openapi
 from gpt2chat.server.answers import Answering, Placed, Question, late
 from gpt2chat.server.exchange import Exchange
@@ -80,7 +81,7 @@ async def _chat(
     written = shape(service.settings.model, logprobs is not None, {"dropped_turns": dropped})
     if service.grounding:
         answers = await _grounded(request, question, messages, wanted.n or 1, written.extra)
-    elif reply := await service.reply(messages, config, wanted.n or 1):
+    elif not _asked_of_model(wanted, config, logprobs) and (reply := await service.reply(messages, config)):
         answers = service.give(question, service.tokenizer.encode(question.lead + reply.answer), 1)
     else:
         answers = service.ask(question, wanted.n or 1)
@@ -90,6 +91,12 @@ async def _chat(
     at_leaving(request.scope, (answer.stream.drop for answer in answers))
     exchange = Exchange(service, answers, written, [messages[-1].content])
     return await exchange.respond(request.receive, wanted.stream_options, streamed)
+
+
+def _asked_of_model(wanted: ChatRequest | LooseRequest, config: GenerationConfig, logprobs: int | None) -> bool:
+    """Whether a request asks for what only drawing token by token can give."""
+    several = (wanted.n or 1) > 1
+    return several or logprobs is not None or bool(wanted.stops() or config.logit_bias or wanted.ignore_eos)
 
 
 async def _grounded(

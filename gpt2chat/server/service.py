@@ -21,7 +21,6 @@ from gpt2chat.errors import ConfigError, ContextError, EngineFull
 from gpt2chat.fleet import Fleet
 from gpt2chat.grounding import FALLBACK, Grounding, is_faq
 from gpt2chat.matching import Matcher, as_taught, exchanges
-from gpt2chat.replies import Reply, written
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.server import nanochat
 from gpt2chat.server.answers import Answering, Judge, Pace, Question
@@ -29,6 +28,7 @@ from gpt2chat.server.chatlog import ChatLog
 from gpt2chat.server.faults import ApiError
 from gpt2chat.server.limits import Limits
 from gpt2chat.server.metrics import Figures
+from gpt2chat.small_talk import Reply, written
 from gpt2chat.streams import Scores
 from gpt2chat.taught import merged
 from gpt2chat.templates import Template
@@ -243,10 +243,10 @@ class Service:
         self._running.update(answers)
         return answers
 
-    async def reply(self, messages: Sequence[Message], generation: GenerationConfig, count: int) -> Reply | None:
-        """Return the answer that somebody wrote for such a message, if this model has such and one is asked for."""
+    async def reply(self, messages: Sequence[Message], generation: GenerationConfig) -> Reply | None:
+        """Return the answer that somebody wrote for such a message, if this model has such."""
         loaded, settings = self.opened()[0], self.settings
-        if not settings.match or settings.fallback is not None or count > 1:
+        if not settings.match or settings.fallback is not None:
             return None
         shown = self._matcher if settings.examples else None
         return await asyncio.to_thread(written, loaded.about, messages, generation, shown)

@@ -45,11 +45,11 @@ TALKS = [
 ]
 
 
-def transcripts() -> str:
-    """Let the shipped model answer, one fresh conversation and one seed per talk."""
-    bot = GPT2Chatbot("demo", generation=GenerationConfig(max_new_tokens=60))
+def transcripts(count: int, match: bool) -> str:
+    """Let the shipped model answer, one fresh conversation and one seed per talk; with `match` also what was written."""
+    bot = GPT2Chatbot("demo", generation=GenerationConfig(max_new_tokens=60), match=match)
     parts = []
-    for seed, questions in enumerate(TALKS):
+    for seed, questions in enumerate(TALKS[:count]):
         bot.reset()
         lines = [f"User: {q}\nBot: {bot.chat(q, seed=seed).strip()}" for q in questions]
         parts.append("```text\n" + "\n".join(lines) + "\n```")
@@ -123,7 +123,8 @@ def card(figures: dict, manifest: dict, state: dict, parameters: int, size: int)
         rare_given=f"{figures['rare_given']:.2%}",
         rare_true=f"{figures['rare_true']:.2%}",
         sources="\n".join(rows),
-        transcripts=transcripts(),
+        transcripts=transcripts(len(TALKS), match=True),
+        alone=transcripts(5, match=False),
     )
 
 
@@ -137,8 +138,14 @@ def main(corpus: Path, state: Path, before: str | None, assets: Path) -> None:
     trained = torch.load(state, weights_only=True)
     manifest = json.loads((corpus / "manifest.json").read_text("utf-8"))
     tokens = (trained["step"] + trained["closed"]) * ROWS * CONFIG.n_ctx
-    about = {"name": "demo", "recipe": "recipes/demo_model", "tokens_seen": tokens, "licence": "MIT", "replies": True}
-    whole = Checkpoint(CONFIG, trained["model"], TEMPLATES["chat"], about=about)
+    about = {
+        "name": "demo",
+        "recipe": "recipes/demo_model",
+        "tokens_seen": tokens,
+        "licence": "MIT",
+        "small_talk": True,
+    }
+    whole = Checkpoint(CONFIG, trained["model"], TEMPLATES["chat"], about={**about, "small_talk": True})
     checkpoint.save(whole, assets / "demo.pt", compact=True)
     packed = checkpoint.load(assets / "demo.pt")
     model = whole.build_model()

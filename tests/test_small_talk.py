@@ -23,8 +23,8 @@ from gpt2chat.decoding import choose, runtime_of
 from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError
 from gpt2chat.model import GPT2
-from gpt2chat.replies import FILE, Group, Replies, read, replies, written, written_out
 from gpt2chat.sampling import GenerationConfig
+from gpt2chat.small_talk import FILE, Group, SmallTalk, read, small_talk, written, written_out
 from gpt2chat.told import asked_back, person, quoted, told_before
 
 MOO = "Moo! Best said slowly, with grass in your mouth."
@@ -36,7 +36,7 @@ GROUPS = st.lists(st.builds(Group, LINES, LINES, st.one_of(st.just(()), LINES)),
 
 def answer(*said: str, **drawn: Any) -> str:
     """What is written for the last of the user's messages, or nothing; the bot's are left out."""
-    found = replies().find([Message("user", each) for each in said], **drawn)
+    found = small_talk().find([Message("user", each) for each in said], **drawn)
     return found.answer if found else ""
 
 
@@ -59,9 +59,9 @@ def test_the_file_holds_whole_groups_in_plain_english() -> None:
 
 @pytest.mark.slow
 def test_the_file_is_what_its_recipe_makes(tmp_path: Path) -> None:
-    script = ROOT / "recipes" / "demo_model" / "replies.py"
-    subprocess.run([sys.executable, str(script), "--out", str(tmp_path / "replies.txt")], check=True)
-    assert (tmp_path / "replies.txt").read_text("utf-8") == FILE.read_text("utf-8")
+    script = ROOT / "recipes" / "demo_model" / "small_talk.py"
+    subprocess.run([sys.executable, str(script), "--out", str(tmp_path / "small_talk.txt")], check=True)
+    assert (tmp_path / "small_talk.txt").read_text("utf-8") == FILE.read_text("utf-8")
 
 
 # -- finding -------------------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def test_a_written_message_gets_a_written_answer_however_it_is_written() -> None
         if group.tells:
             continue
         for asked in (group.asked[0], f"  {group.asked[0].upper()}... "):
-            found = replies().nearest(asked)
+            found = small_talk().nearest(asked)
             assert found[0].similarity == 1 and group.answers[0] in [reply.answer for reply in found]
 
 
@@ -103,19 +103,19 @@ def test_what_nobody_wrote_about_is_left_to_the_model() -> None:
 
 
 def test_you_is_not_me() -> None:
-    bank = Replies([Group(("what do I like to drink?",), ("No idea.",))])
+    bank = SmallTalk([Group(("what do I like to drink?",), ("No idea.",))])
     assert bank.find([Message("user", "What do you like to drink?")]) is None
     assert bank.find([Message("user", "what do i like to drink")]) is not None
 
 
 def test_an_answer_to_other_names_is_not_given() -> None:
-    bank = Replies([Group(("My cat is called Professor.",), ("Professor! What a wise name.",))])
+    bank = SmallTalk([Group(("My cat is called Professor.",), ("Professor! What a wise name.",))])
     assert bank.find([Message("user", "My cat is called Pickle.")]) is None
     assert bank.find([Message("user", "My cat is called Professor!")]) is not None
 
 
 def test_no_answer_is_given_twice() -> None:
-    bank = Replies([Group(("hello",), ("Hi!", "Good day!", "Hello there!"))])
+    bank = SmallTalk([Group(("hello",), ("Hi!", "Good day!", "Hello there!"))])
     messages = list[Message]()
     for _ in range(3):
         messages.append(Message("user", "Hello!"))
@@ -138,7 +138,7 @@ def test_drawn_answers_follow_the_seed_and_differ() -> None:
 @example(["?", "!"])
 @example(["My name is \ud800", "what is my name"])
 def test_any_conversation_is_looked_at(said: list[str]) -> None:
-    found = replies().find([Message("user", each) for each in said])
+    found = small_talk().find([Message("user", each) for each in said])
     assert found is None or (found.answer and 0 <= found.similarity <= 1)
 
 
@@ -194,7 +194,7 @@ def test_who_is_spoken_of_and_what_asks_back() -> None:
 @pytest.fixture(scope="module")
 def talker(tiny_model: GPT2) -> Checkpoint:
     """A tiny model that says of itself that it gives written answers."""
-    return Checkpoint(tiny_model.config, weights_of(tiny_model), TEMPLATES["chat"], about={"replies": True})
+    return Checkpoint(tiny_model.config, weights_of(tiny_model), TEMPLATES["chat"], about={"small_talk": True})
 
 
 def bot_of(loaded: Checkpoint, engine: Engine | None = None, **options: Any) -> GPT2Chatbot:
@@ -238,7 +238,7 @@ def test_the_model_writes_where_that_is_wanted(talker: Checkpoint, engine: Engin
     said = "What sound does a cow make?"
     plain = bot_of(dataclasses.replace(talker, about={})).chat(said)
     assert bot_of(talker, match=False).chat(said) == plain
-    assert bot_of(dataclasses.replace(talker, about={"replies": "yes"})).chat(said) == plain
+    assert bot_of(dataclasses.replace(talker, about={"small_talk": "yes"})).chat(said) == plain
     shown = bot_of(talker)
     shown.add_custom_examples([{"user": said, "bot": "Muh."}])
     shown.chat(said)

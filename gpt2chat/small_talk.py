@@ -2,7 +2,7 @@
 
 A model of a few megabytes writes poor small talk, and chooses well among answers written for it (response retrieval:
 Ji, Lu and Li 2014, arXiv:1408.6988; with a model that writes where nothing fits: Qiu et al. 2017, AliMe Chat).
-`assets/replies.txt` holds messages with answers that fit whatever was said before; `recipes/demo_model` chose them.
+`assets/small_talk.txt` holds messages with answers that fit whatever was said before; `recipes/demo_model` chose them.
 A question for what the user told earlier is answered with that (`told`).
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from gpt2chat.sampling import GenerationConfig
 from gpt2chat.taught import Numbers, fold
 from gpt2chat.told import ASKING, SENTENCE, asked_back, person, quoted, told_before
 
-FILE = Path(__file__).with_name("assets") / "replies.txt"
+FILE = Path(__file__).with_name("assets") / "small_talk.txt"
 LEAST = 0.62  # likeness from which on a written answer is given
 ASKED, PART = 0.02, 0.12  # what the likeness of a message's last question, and of another part of it, is lowered by
 ABOUT = 0.35  # and where one speaks of "you" alone and the other of "me" alone
@@ -61,7 +61,7 @@ class Reply:
     tells: tuple[str, ...] = ()
 
 
-class Replies:
+class SmallTalk:
     """Finds written answers to messages."""
 
     def __init__(self, groups: Iterable[Group]) -> None:
@@ -89,6 +89,13 @@ class Replies:
     def _persons(self) -> Numbers:
         """Whom each message is about, (N,): see `person`."""
         return np.array([person(asked) for asked, _, _ in self.rows], np.float64)
+
+    def conversations(self, count: int, seed: int = 0) -> Iterator[tuple[Message, ...]]:
+        """Yield conversations of one to four exchanges, drawn by the seed."""
+        rng = random.Random(seed)
+        for _ in range(count):
+            drawn = rng.sample(self.rows, min(len(self.rows), rng.randint(1, 4)))
+            yield tuple(m for asked, answer, _ in drawn for m in (Message("user", asked), Message("assistant", answer)))
 
     def find(self, messages: Sequence[Message], temperature: float = 0.0, seed: int | None = None) -> Reply | None:
         """Return a written answer to the last message that was not given before; None where the model is to write.
@@ -164,18 +171,18 @@ def written(
 
     Where the message asks for one of the pairs that the model is `shown`, the model writes.
     """
-    if about.get("replies") is not True:
+    if about.get("small_talk") is not True:
         return None
-    found = replies().find(messages, generation.temperature, generation.seed)
+    found = small_talk().find(messages, generation.temperature, generation.seed)
     asked = shown.match(messages[-1].content, 1) if shown and found else []
     nearer = found and asked and asked[0].confidence >= READ and asked[0].similarity >= found.similarity
     return None if nearer else found
 
 
 @cache
-def replies() -> Replies:
+def small_talk() -> SmallTalk:
     """Return those that come with the package, read once."""
-    return Replies(read(FILE.read_text("utf-8")))
+    return SmallTalk(read(FILE.read_text("utf-8")))
 
 
 def read(text: str) -> list[Group]:

@@ -1,4 +1,4 @@
-"""Choose the exchanges of `data/` that can be said in any conversation, and write them to `assets/replies.txt`.
+"""Choose the exchanges of `data/` that can be said in any conversation, and write them to `assets/small_talk.txt`.
 
 Rows of questions and answers, and the beginnings of dialogues, stand for themselves. What is said later in a dialogue
 is taken where neither the message nor the answer leans on what came before: no word that points back, and nothing in
@@ -18,7 +18,7 @@ from generate import SLOT, read_blocks, read_words
 from prepare import Unit, rows, written
 
 from gpt2chat.encoder import encoder, words
-from gpt2chat.replies import FILE, Group, written_out
+from gpt2chat.small_talk import FILE, Group, written_out
 from gpt2chat.told import ASKING, person
 
 HERE = Path(__file__).parent
