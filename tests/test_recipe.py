@@ -74,3 +74,11 @@ def test_the_sampled_loss_estimates_the_full_one(recipe: ModuleType) -> None:
     loss(model, hidden, targets, 0).backward()
     touched = model.wte.weight.grad.abs().sum(1) > 0
     assert recipe.FREQUENT < int(touched.sum()) <= recipe.FREQUENT + recipe.SAMPLED
+
+
+def test_a_closing_run_warms_up_and_falls_to_nothing(recipe: ModuleType) -> None:
+    closing = [recipe.rate(0, 1000, closed) for closed in range(1001)]
+    assert closing[0] == pytest.approx(recipe.RATE / recipe.WARMUP)
+    assert closing[500] == pytest.approx(recipe.RATE / 2) and closing[1000] == 0
+    assert max(closing) > 0.85 * recipe.RATE
+    assert recipe.rate(10_000, 0, 0) == recipe.RATE

@@ -84,7 +84,7 @@ class SampledLoss:
 
 def rate(step: int, closing: int, closed: int) -> float:
     """Linear warm-up and then one rate; in a closing run of `closing` steps, of which `closed` are done, down to 0."""
-    return RATE * min(1.0, (step + 1) / WARMUP) * (1 - closed / closing if closing else 1.0)
+    return RATE * min(1.0, (step + closed + 1) / WARMUP) * (1 - closed / closing if closing else 1.0)
 
 
 @torch.no_grad()
