@@ -404,7 +404,7 @@ class GPT2Chatbot:
         return self._given(ids, prompt, generation)
 
     def _written(self, messages: Conversation, generation: GenerationConfig) -> Reply | None:
-        """Return the answer that somebody wrote for such a message, if this model has such."""
+        """Return the answer that was written for such a message, if this model has such."""
         if not self.match or self.fallback is not None:
             return None
         return written(self.checkpoint.about, messages, generation, self.matcher if self._examples else None)

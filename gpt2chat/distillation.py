@@ -64,11 +64,22 @@ class Distillation:
         names = [field.name for field in fields(cls)]
         if not isinstance(stored, dict) or sorted(stored) != sorted(names):
             raise CheckpointError(f"distillation: expected {', '.join(names)}, got something else; train afresh")
-        made = cls(**stored)
-        shapes = [made.tokens.shape[:2], made.logprobs.shape[:2], made.places.shape]
-        if len({*shapes}) != 1 or len(made.ids) != len(made.places) or made.tokens.shape != made.logprobs.shape:
+        ids, places, tokens, logprobs = parts = [stored[name] for name in names[:4]]
+        weight, whole = stored["weight"], (ids, places, tokens)
+        fitting = (
+            all(isinstance(part, Tensor) for part in parts)
+            and all(part.dtype == torch.int64 for part in whole)
+            and type(weight) in (int, float)
+            and len(ids) == len(places) > 0
+            and tokens.shape == logprobs.shape
+            and tokens.shape[:2] == places.shape
+            and all(int(part.min()) >= 0 for part in whole)
+            and int(places.max()) < ids.size(1)
+            and bool(torch.isfinite(logprobs).all())
+        )
+        if not fitting:
             raise CheckpointError("distillation: its tensors do not fit each other; train afresh")
-        return made
+        return cls(**stored)
 
     def stored(self) -> dict[str, Tensor | float]:
         """Return it as plain data."""

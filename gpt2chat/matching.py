@@ -114,8 +114,10 @@ class Matcher:
                 self._read.clear()
             best = next(iter(self.match(question, 2)), None)
             taught = self._taught(best) if best and best.confidence >= READ else None
-            self._read[question] = (question if taught is None else taught, taught is not None)
-        return self._read[question]
+            found = (question if taught is None else taught, taught is not None)
+            self._read[question] = found
+            return found
+        return self._read.get(question) or self._understood(question)
 
     def _taught(self, match: Match) -> str | None:
         """Return the question of a match as the model has learnt it, or another with its answer."""
@@ -131,6 +133,10 @@ class Matcher:
         rows = np.argsort(-(meaning + spelling), kind="stable")[:CLOSER]
         word_by_word[rows] = self._words.likeness(question, rows)
         return np.stack([meaning, word_by_word, spelling])
+
+    def uncovered(self, question: str, row: int) -> tuple[float, float]:
+        """Return how much the weightiest word of each of the two questions has nothing like it in the other."""
+        return self._words.uncovered(question, row)
 
     def likeness(self, question: str) -> Numbers:
         """Return how like a question is to each taught one, all three together, (N,); 1 for the same words."""

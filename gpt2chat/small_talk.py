@@ -1,4 +1,4 @@
-"""Small talk from written conversations: what a person wrote for a message like this one, where somebody did.
+"""Small talk from written conversations: what was written for a message like this one, where something was.
 
 A model of a few megabytes writes poor small talk, and chooses well among answers written for it (response retrieval:
 Ji, Lu and Li 2014, arXiv:1408.6988; with a model that writes where nothing fits: Qiu et al. 2017, AliMe Chat).
@@ -23,7 +23,7 @@ from gpt2chat.encoder import encoder, words
 from gpt2chat.matching import READ, Matcher
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.taught import Numbers, fold
-from gpt2chat.told import ASKING, SENTENCE, asked_back, person, quoted, told_before
+from gpt2chat.told import ASKING, asked_back, person, quoted, told_before
 
 FILE = Path(__file__).with_name("assets") / "small_talk.txt"
 LEAST = 0.62  # likeness from which on a written answer is given
@@ -33,10 +33,37 @@ KIND = 0.08  # and where one asks and the other does not
 NEAR = 0.04  # likeness below the best at which an answer is as good
 CANDIDATES = 24  # answers that are looked at
 SHORT = 4  # characters of a part of a message that is not looked at by itself
-NUMBER = re.compile(r"\d+")
+PIECE = re.compile(r"(?<=[.!?,])\s+")
+NUMBER = re.compile(
+    r"\d+|\b(?:zero|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|hundred|thousand)\b"
+)
+PARTS = 6  # of a message that are looked at
+OWN_WORD = 0.45  # weight of a word of one message that has nothing like it in the other
+SHOWN = 0.8  # confidence from which on a shown pair goes before anything written
 RARE = 0.35  # rarity from which on a word has something to say
 SAME = 0.97  # likeness from which on a message is one that an answer was written for
 TOLD, SURELY_TOLD = 0.4, 0.55  # likeness of what was told to a question for it; to one that need not be for it
+
+DANGER = re.compile(
+    r"\bsuicid|\bkill(?:ing)? (?:my|your|him|her|them)\w*|\bself[- ]?harm|\b(?:hurt|cut|harm)(?:ting|ing)? my ?self"
+    r"|\bend(?:ing)? (?:it all|my life)|\bwant to die|\bwanna die|\bbetter off dead|\bmiss me if|\boverdos"
+    r"|\bunconscious|\bpoison|\bswallowed|\bbleed|\bcan'?t breathe|\bheart attack|\bsmell gas|\bon fire|\brape|\babus"
+    r"|\b(?:hit|hits|beat|beats|hitting|beating) (?:me|my (?:child|kid|wife|mum|mom))|\bis missing|\bemergency"
+    r"|\bburned my",
+    re.I,
+)
+IN_DANGER = (
+    "That is serious, and I am only a small program. If anybody is in danger, please call the emergency number now. "
+    "If you feel bad, please talk to a person you trust, or to a crisis line."
+)
+GRAVE = re.compile(
+    r"\bdie[ds]?\b|\bdying\b|\bdead\b|\bdeath|\bfuneral|\bcancer|\bcoma\b|\bmiscarriage|\bdepress|\bpregnan|\bantidep"
+    r"|\bmedic|\bpills?\b|\bdose|\bdrugs?\b|\bvaccin|\bbleach|\bammonia|\bmushroom|\braw (?:meat|chicken|egg)"
+    r"|\bsea ?water|\bgun\b|\bbomb|\bjews?\b|\bjewish|\bmuslim|\bblack people|\bi'?m black|\bwhite people"
+    r"|\bimmigrants?\b|\bgays?\b|\bracis|\bnazi|\bwar\b|\bdivorc|\bburn(?:ed|t) (?:down|by)|\bgo die|\btick\b",
+    re.I,
+)
+TOO_GRAVE = "That is too grave for a small program. Please talk about it with somebody who knows, or whom you trust."
 
 
 @dataclass(frozen=True)
@@ -59,6 +86,7 @@ class Reply:
     answer: str
     similarity: float
     tells: tuple[str, ...] = ()
+    told: bool = False  # said back to the user, who said `question`
 
 
 class SmallTalk:
@@ -104,7 +132,10 @@ class SmallTalk:
         """
         if not messages or messages[-1].role != "user":
             return None
-        message, found = messages[-1].content, self.nearest(messages[-1].content)
+        message = messages[-1].content
+        if grave := self._grave(message):
+            return grave
+        found = self.nearest(message)
         if back := self._told(message, [m.content for m in messages[:-1] if m.role == "user"], found):
             return back
         if not found or found[0].similarity < LEAST:
@@ -122,14 +153,19 @@ class SmallTalk:
             return [self._reply(at, 1.0) for at in same[:most]]
         if not self.rows or encoder().rarity(words(message)).min(initial=1.0) == 1:
             return []  # there is no word that is known
-        likeness = self._likeness(message)
-        parts = [part for part in SENTENCE.split(message.strip()) if len(fold(part)) >= SHORT]
+        parts = [part for part in PIECE.split(message.strip()) if len(fold(part)) >= SHORT][:PARTS]
         asked = max((at for at, part in enumerate(parts) if part.endswith("?")), default=None)
-        for at, part in enumerate(parts) if len(parts) > 1 else ():
-            likeness = np.maximum(likeness, self._likeness(part) - (ASKED if at == asked else PART))
-        order = np.argsort(-likeness, kind="stable")[:most]
-        spelt = set(words(message))
-        return [self._reply(int(at), float(np.clip(likeness[at], 0, 1))) for at in order if self._fits(at, spelt)]
+        lowered = {message.strip(): 0.0}
+        for at, part in enumerate(parts):
+            lowered.setdefault(part, ASKED if at == asked else PART)
+        best: dict[int, float] = {}
+        for part, less in lowered.items():
+            likeness, spelt = self._likeness(part) - less, set(words(part))
+            for at in map(int, np.argsort(-likeness, kind="stable")[:most]):
+                if likeness[at] > best.get(at, 0.0) and self._fits(at, part, spelt):
+                    best[at] = float(min(1.0, likeness[at]))
+        order = sorted(best, key=lambda at: (-best[at], at))[:most]
+        return [self._reply(at, best[at]) for at in order]
 
     def _reply(self, at: int, similarity: float) -> Reply:
         asked, answer, group = self.rows[at]
@@ -140,10 +176,24 @@ class SmallTalk:
         likeness = self._matcher.likeness(text) - ABOUT * (self._persons * person(text) < 0)
         return likeness - KIND * (self._asking != bool(ASKING.search(text)))
 
-    def _fits(self, at: int, spelt: set[str]) -> bool:
-        """Whether an answer takes up no telling word of its message, and no number, but those of the one at hand."""
+    def _grave(self, message: str) -> Reply | None:
+        """Return the answer to a message of which any part is about death or danger, or a subject for no small talk."""
+        if self._exact.get(fold(message)):
+            return None
+        for pattern, answer in ((DANGER, IN_DANGER), (GRAVE, TOO_GRAVE)):
+            if found := pattern.search(message):
+                return Reply(found[0], answer, 1.0)
+        return None
+
+    def _fits(self, at: int, text: str, spelt: set[str]) -> bool:
+        """Whether a message and the text at hand have the same numbers, and neither a telling word all of its own.
+
+        Nor may the answer take up a word of its message that the text has not.
+        """
         asked, answer, _ = self.rows[at]
-        if set(NUMBER.findall(asked)) != {word for word in spelt if NUMBER.fullmatch(word)}:
+        if max(self._matcher.uncovered(text, at)) > OWN_WORD:
+            return False
+        if set(NUMBER.findall(asked.lower())) != {word for word in spelt if NUMBER.fullmatch(word)}:
             return False
         taken = sorted((set(words(asked)) & set(words(answer))) - spelt)
         rare = encoder().rarity(taken)
@@ -161,7 +211,12 @@ class SmallTalk:
         least, most = (TOLD, SAME) if own else (SURELY_TOLD, max(LEAST, likeness))
         if likeness < least or (not fact and best.similarity > most):
             return None
-        return Reply(sentence, quoted(sentence), likeness)
+        return Reply(sentence, quoted(sentence), likeness, told=True)
+
+
+def has_small_talk(about: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint, by what it says about itself, gives written answers."""
+    return about.get("small_talk") is True
 
 
 def written(
@@ -169,14 +224,14 @@ def written(
 ) -> Reply | None:
     """Return the written answer to the last message, if a checkpoint says `about` itself that it has such.
 
-    Where the message asks for one of the pairs that the model is `shown`, the model writes.
+    The model writes where it is told how (a system message) and where one of the pairs that it is `shown` is asked for.
     """
-    if about.get("small_talk") is not True:
+    if not has_small_talk(about) or any(each.role == "system" and each.content for each in messages):
         return None
     found = small_talk().find(messages, generation.temperature, generation.seed)
     asked = shown.match(messages[-1].content, 1) if shown and found else []
     nearer = found and asked and asked[0].confidence >= READ and asked[0].similarity >= found.similarity
-    return None if nearer else found
+    return None if nearer or (asked and asked[0].confidence >= SHOWN) else found
 
 
 @cache

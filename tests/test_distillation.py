@@ -59,7 +59,14 @@ def test_it_goes_through_plain_data(noted: Distillation) -> None:
         assert torch.equal(getattr(back, name), getattr(noted, name))
     assert Distillation.restored(None) is None
     short = {**noted.stored(), "tokens": noted.tokens[:, :1]}
-    for damaged in ({}, [], short, {**noted.stored(), "ids": noted.ids[:1]}):
+    wrong = (
+        {"ids": noted.ids[:1]},
+        {"ids": 3},
+        {"weight": "x"},
+        {"places": noted.places + 10_000},
+        {"ids": noted.ids[:0]},
+    )
+    for damaged in ({}, [], short, *({**noted.stored(), **each} for each in wrong)):
         with pytest.raises(CheckpointError, match="distillation"):
             Distillation.restored(damaged)
 
@@ -78,7 +85,8 @@ def test_a_model_that_is_taught_forgets_less(tiny_model: GPT2, noted: Distillati
 
 def test_a_run_on_few_pairs_notes_and_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    save_tiny(tmp_path / "tiny.pt")
+    tiny = checkpoint.load(save_tiny(tmp_path / "tiny.pt"))
+    checkpoint.save(dataclasses.replace(tiny, taught=[("Hello", "Good day.")]), tmp_path / "tiny.pt")
     pairs = [{"user": f"What is {n}?", "bot": f"It is {n}."} for n in range(4)]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     common = ("--conversation_file", "pairs.json", "--lr", "0.01", "--keep_state")

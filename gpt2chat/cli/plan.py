@@ -336,7 +336,8 @@ def _distillation(
 ) -> Distillation | None:
     """Note what the model says in small talk, which few answers would else overwrite; not where the end is given."""
     few = config.open_end and quiz and quiz.taught <= ALL
-    if not few or not options["distillation"] or options["dry_run"] or options["resume"]:
+    talks_already = base.about.get("name") == "demo" or base.taught or base.trained_length is not None
+    if not few or not talks_already or not options["distillation"] or options["dry_run"] or options["resume"]:
         return None
     tokenizer = Tokenizer.gpt2()
     talks = [render(talk, base.template, tokenizer).ids for talk in small_talk().conversations(TALKS)]

@@ -80,7 +80,7 @@ class NewFile(click.Path):
 @click.option("--val_fraction", type=float, help="Share held out to validate.  [default: 0.05 of large data, else 0]")
 @click.option("--eval_every", type=int, help="Steps between validations.  [default: a tenth of the run]")
 @click.option(
-    "--distillation", type=float, default=1.5, help="Weight that holds small talk while few pairs are taught."
+    "--distillation", type=float, default=2.0, help="Weight that holds small talk while few pairs are taught."
 )
 @click.option("--keep_state", is_flag=True, help="Keep the state to resume from though all answers come back.")
 @click.option("--patience", type=int, default=0, help="Stop after so many validations without progress; 0 never.")

@@ -28,7 +28,7 @@ from gpt2chat.server.chatlog import ChatLog
 from gpt2chat.server.faults import ApiError
 from gpt2chat.server.limits import Limits
 from gpt2chat.server.metrics import Figures
-from gpt2chat.small_talk import Reply, written
+from gpt2chat.small_talk import Reply, has_small_talk, small_talk, written
 from gpt2chat.streams import Scores
 from gpt2chat.taught import merged
 from gpt2chat.templates import Template
@@ -93,6 +93,8 @@ class Service:
         template = self.settings.template or loaded.template
         template.check_ids(loaded.config.vocab_size, self.tokenizer)
         self._understand(loaded, name)
+        if self.settings.match and has_small_talk(loaded.about):
+            small_talk().nearest("Are you ready yet?")  # so that nobody waits for it
         self._loaded, self.engine = loaded, Fleet(engines)
         try:
             self._prompt([Message("user", "?")], self.settings.generation.max_new_tokens)
@@ -244,9 +246,9 @@ class Service:
         return answers
 
     async def reply(self, messages: Sequence[Message], generation: GenerationConfig) -> Reply | None:
-        """Return the answer that somebody wrote for such a message, if this model has such."""
+        """Return the answer that was written for such a message, if this model has such."""
         loaded, settings = self.opened()[0], self.settings
-        if not settings.match or settings.fallback is not None:
+        if not settings.match or settings.fallback is not None or not has_small_talk(loaded.about):
             return None
         shown = self._matcher if settings.examples else None
         return await asyncio.to_thread(written, loaded.about, messages, generation, shown)

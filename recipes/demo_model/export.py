@@ -46,7 +46,7 @@ TALKS = [
 
 
 def transcripts(count: int, match: bool) -> str:
-    """Let the shipped model answer, one fresh conversation and one seed per talk; with `match` also what was written."""
+    """Let the shipped model answer, a fresh conversation and a seed per talk; with `match` also what was written."""
     bot = GPT2Chatbot("demo", generation=GenerationConfig(max_new_tokens=60), match=match)
     parts = []
     for seed, questions in enumerate(TALKS[:count]):

@@ -33,8 +33,16 @@ POINTING = re.compile(
 NAME = re.compile(r"(?<![.!?:\"] )(?<!^)\b(?!I\b|I'|Pip\b)[A-Z][a-z]+")
 KINDS = 4  # words of a list that a question for what was told is asked with
 NEVER = "You haven't told me that yet. What is it?"
+# promises that a server does not keep, and what is true of a first message alone
+UNFIT = re.compile(
+    r"\b(?:your|own) computer\b.*\bsend|send nothing|\bOnly to you\b|secret is|\bfive million\b"
+    r"|haven't said anything yet|only just started|just begun|this very question|\bNot yet, but you can\b"
+    r"|\bfirst (?:thing|message|question|words?)\b",
+    re.I,
+)
 UNTOLD = re.compile(
-    r"\btold me\b|\btell me your\b|n't know (?:your|where you|what you|who you|how old you|when you)", re.I
+    r"\btold me\b|\btell me your\b|n't know (?:you yet|it\b|that\b|your)|n't know (?:where|what|who|how old|when) you",
+    re.I,
 )
 
 Exchange = tuple[str, str]
@@ -101,7 +109,8 @@ def main(out: Path) -> None:
     """Write the replies; run from anywhere."""
     facts, asked = list(told()), dict[str, list[str]]()
     for message, answer in exchanges():
-        if not (person(message) < 0 and ASKING.search(message) and UNTOLD.search(answer)):
+        untold = person(message) < 0 and ASKING.search(message) and UNTOLD.search(answer)
+        if not untold and not UNFIT.search(answer):
             asked.setdefault(answer, []).append(message)
     groups = [Group(tuple(dict.fromkeys(messages)), (answer,)) for answer, messages in asked.items()]
     out.write_text(written_out([*groups, *facts]), "utf-8")

@@ -274,7 +274,7 @@ def _grounds(talk: Talk) -> Iterator[str]:
         yield f"Nearest taught question: {grounded.match.question}"
         yield f"similarity {grounded.match.similarity:.2f}{model}, confidence {grounded.confidence:.2f}: {given}"
     elif bot.reply:
-        yield f"Somebody wrote this answer to: {bot.reply.question}"
+        yield f"{'You said' if bot.reply.told else 'This answer was written for'}: {bot.reply.question}"
         yield f"similarity {bot.reply.similarity:.2f}; --no_match lets the model write"
     elif bot.checkpoint.taught and (matches := bot.matcher.match(bot.last_question.content, 1)):
         match = matches[0]
