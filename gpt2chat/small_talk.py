@@ -38,7 +38,7 @@ NUMBER = re.compile(
     r"\d+|\b(?:zero|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|hundred|thousand)\b"
 )
 PARTS = 6  # of a message that are looked at
-OWN_WORD = 0.45  # weight of a word of one message that has nothing like it in the other
+OWN_WORD = 0.35  # weight of a word of one message that has nothing like it in the other
 SHOWN = 0.8  # confidence from which on a shown pair goes before anything written
 RARE = 0.35  # rarity from which on a word has something to say
 SAME = 0.97  # likeness from which on a message is one that an answer was written for

@@ -43,7 +43,7 @@ OWNED = re.compile(r"\b(?:my|our)\s+(?:favou?rite\s+|best\s+|old\s+|new\s+|littl
 ONE_S_OWN = {"name", "age", "job", "work", "birthday", "hobby", "hobbies", "town", "city", "home", "living", "self"}
 OF_SELF = re.compile(r"\b(?:am i|i am|i'm)\b", re.I)
 LONGEST, MOST = 200, 40  # characters of a sentence that is said back, sentences that are looked at
-NEARLY = 0.06  # likeness below the best within which the last sentence counts, as it may mend the others
+NEARLY = 0.08  # likeness below the best within which the last sentence counts, as it may mend the others
 VAGUE = 0.15  # what a sentence loses whose first word points back
 SWAPPED = {
     "i": "you", "me": "you", "my": "your", "mine": "yours", "myself": "yourself", "i'm": "you're", "im": "you're",
