@@ -33,6 +33,10 @@ KIND = 0.08  # and where one asks and the other does not
 NEAR = 0.04  # likeness below the best at which an answer is as good
 CANDIDATES = 24  # answers that are looked at
 SHORT = 4  # characters of a part of a message that is not looked at by itself
+LEAVING = re.compile(
+    r"\b(?:bye|goodbye|good night|see (?:you|ya)|talk to you (?:soon|later)|(?:gotta|have to|must|should) (?:go|leave))\b",
+    re.I,
+)
 PIECE = re.compile(r"(?<=[.!?,])\s+")
 NUMBER = re.compile(
     r"\d+|\b(?:zero|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|hundred|thousand)\b"
@@ -153,19 +157,17 @@ class SmallTalk:
             return [self._reply(at, 1.0) for at in same[:most]]
         if not self.rows or encoder().rarity(words(message)).min(initial=1.0) == 1:
             return []  # there is no word that is known
-        parts = [part for part in PIECE.split(message.strip()) if len(fold(part)) >= SHORT][:PARTS]
-        asked = max((at for at, part in enumerate(parts) if part.endswith("?")), default=None)
-        lowered = {message.strip(): 0.0}
-        for at, part in enumerate(parts):
-            lowered.setdefault(part, ASKED if at == asked else PART)
-        best: dict[int, float] = {}
-        for part, less in lowered.items():
-            likeness, spelt = self._likeness(part) - less, set(words(part))
-            for at in map(int, np.argsort(-likeness, kind="stable")[:most]):
-                if likeness[at] > best.get(at, 0.0) and self._fits(at, part, spelt):
-                    best[at] = float(min(1.0, likeness[at]))
-        order = sorted(best, key=lambda at: (-best[at], at))[:most]
-        return [self._reply(at, best[at]) for at in order]
+        for some in _tiers(message):
+            best: dict[int, float] = {}
+            for part, less in some:
+                likeness, spelt = self._likeness(part) - less, set(words(part))
+                for at in map(int, np.argsort(-likeness, kind="stable")[:most]):
+                    if likeness[at] > best.get(at, 0.0) and self._fits(at, part, spelt):
+                        best[at] = float(min(1.0, likeness[at]))
+            if max(best.values(), default=0.0) >= LEAST:
+                order = sorted(best, key=lambda at: (-best[at], at))[:most]
+                return [self._reply(at, best[at]) for at in order]
+        return []
 
     def _reply(self, at: int, similarity: float) -> Reply:
         asked, answer, group = self.rows[at]
@@ -212,6 +214,19 @@ class SmallTalk:
         if likeness < least or (not fact and best.similarity > most):
             return None
         return Reply(sentence, quoted(sentence), likeness, told=True)
+
+
+def _tiers(message: str) -> list[list[tuple[str, float]]]:
+    """Return the parts of a message in the order in which they are to be answered, and by how much each is less like.
+
+    First all of it and what it asks or takes leave with; then its other sentences; then its shortest pieces.
+    """
+    parts = [part for part in PIECE.split(message.strip()) if len(fold(part)) >= SHORT][:PARTS]
+    first = [part for part in parts if LEAVING.search(part)] or [part for part in parts if part.endswith("?")][-1:]
+    longer = [part for part in parts if part not in first and len(part.split()) > 2]
+    rest = [part for part in parts if part not in (*first, *longer)]
+    whole = [(message.strip(), 0.0), *((part, ASKED) for part in first)]
+    return [whole, [(part, PART) for part in longer], [(part, PART) for part in rest]]
 
 
 def has_small_talk(about: Mapping[str, Any]) -> bool:

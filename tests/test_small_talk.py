@@ -102,6 +102,19 @@ def test_what_nobody_wrote_about_is_left_to_the_model() -> None:
         assert answer(said) == ""
 
 
+def test_what_is_asked_and_leave_that_is_taken_go_before_the_rest() -> None:
+    haha, bye = Group(("haha",), ("You laugh!",)), Group(("bye",), ("Farewell!",))
+    films = Group(("seen any good films?",), ("No, I can't watch them.",))
+    bank = SmallTalk([haha, bye, films])
+    for said, word in (
+        ("haha ok. seen any good films?", "watch"),
+        ("haha, bye", "Farewell"),
+        ("haha, indeed", "laugh"),
+    ):
+        found = bank.find([Message("user", said)])
+        assert found and word in found.answer
+
+
 def test_you_is_not_me() -> None:
     bank = SmallTalk([Group(("what do I like to drink?",), ("No idea.",))])
     assert bank.find([Message("user", "What do you like to drink?")]) is None
