@@ -34,7 +34,8 @@ NEAR = 0.04  # likeness below the best at which an answer is as good
 CANDIDATES = 24  # answers that are looked at
 SHORT = 4  # characters of a part of a message that is not looked at by itself
 LEAVING = re.compile(
-    r"\b(?:bye|goodbye|good night|see (?:you|ya)|talk to you (?:soon|later)|(?:gotta|have to|must|should) (?:go|leave))\b",
+    r"\b(?:bye|goodbye|good night|see (?:you|ya)|talk to you (?:soon|later))\b"
+    r"|\b(?:gotta|have to|must|should) (?:go|leave)\b",
     re.I,
 )
 PIECE = re.compile(r"(?<=[.!?,])\s+")
