@@ -405,7 +405,7 @@ class GPT2Chatbot:
 
     def _written(self, messages: Conversation, generation: GenerationConfig) -> Reply | None:
         """Return the answer that was written for such a message, if this model has such."""
-        if not self.match or self.fallback is not None:
+        if not self.match or self.fallback is not None or self.system:
             return None
         return written(self.checkpoint.about, messages, generation, self.matcher if self._examples else None)
 

@@ -297,6 +297,7 @@ def test_the_model_writes_where_that_is_wanted(talker: Checkpoint, engine: Engin
     plain = bot_of(dataclasses.replace(talker, about={})).chat(said)
     assert bot_of(talker, match=False).chat(said) == plain
     assert bot_of(dataclasses.replace(talker, about={"small_talk": "yes"})).chat(said) == plain
+    assert bot_of(talker, system="You are Max.").chat(said) != MOO
     shown = bot_of(talker)
     shown.add_custom_examples([{"user": said, "bot": "Muh."}])
     shown.chat(said)

@@ -248,7 +248,7 @@ class Service:
     async def reply(self, messages: Sequence[Message], generation: GenerationConfig) -> Reply | None:
         """Return the answer that was written for such a message, if this model has such."""
         loaded, settings = self.opened()[0], self.settings
-        if not settings.match or settings.fallback is not None or not has_small_talk(loaded.about):
+        if not settings.match or settings.fallback is not None or settings.system or not has_small_talk(loaded.about):
             return None
         shown = self._matcher if settings.examples else None
         return await asyncio.to_thread(written, loaded.about, messages, generation, shown)
