@@ -24,7 +24,7 @@ from gpt2chat.estimate import CONVERSATION_ROW, TEXT_BLOCK
 from gpt2chat.formats import Library
 from gpt2chat.hardware import pick_device, pick_dtype
 from gpt2chat.model import GPT2, MODEL_SIZES
-from gpt2chat.recall import ALL, Quiz
+from gpt2chat.recall import Quiz
 from gpt2chat.records import Record, Report
 from gpt2chat.run import TURNS, Run, RunFiles, check_room, stored_settings
 from gpt2chat.small_talk import small_talk
@@ -33,6 +33,7 @@ from gpt2chat.tokenizer import END_OF_TEXT, Tokenizer
 from gpt2chat.training import Step, TrainConfig, count_steps, make_optimizer, total_steps, train
 from gpt2chat.version import __version__
 
+FEW = 64  # answers up to which teaching them is held to what the model said before; more would cost too much time
 TALKS = 400  # conversations of small talk that are long enough for what is noted of them
 LARGE = 1000  # so many conversations or text blocks are enough to hold some out unasked
 # options that an interrupted run does not pass on
@@ -335,7 +336,7 @@ def _distillation(
     options: dict[str, Any], base: Checkpoint, model: GPT2, config: TrainConfig, quiz: Quiz
 ) -> Distillation | None:
     """Note what the model says in small talk, which few answers would else overwrite; not where the end is given."""
-    few = config.open_end and quiz and quiz.taught <= ALL
+    few = config.open_end and quiz and quiz.taught <= FEW
     talks_already = base.about.get("name") == "demo" or base.taught or base.trained_length is not None
     if not few or not talks_already or not options["distillation"] or options["dry_run"] or options["resume"]:
         return None
