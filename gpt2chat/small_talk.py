@@ -143,17 +143,17 @@ class SmallTalk:
         found = self.nearest(message)
         if back := self._told(message, [m.content for m in messages[:-1] if m.role == "user"], found):
             return back
-        if not found or found[0].similarity < LEAST:
+        if not found:
             return None
         said = {each.content.strip() for each in messages if each.role == "assistant"}
-        near = [reply for reply in found if reply.similarity >= max(LEAST, found[0].similarity - NEAR)]
+        near = [reply for reply in found if reply.similarity >= found[0].similarity - NEAR]
         fresh = [reply for reply in near if reply.answer not in said]
         if not fresh:
             return None
         return fresh[0] if temperature == 0 else random.Random(seed).choice(fresh)
 
     def nearest(self, message: str, most: int = CANDIDATES) -> list[Reply]:
-        """Return the likeliest answers, the best first, by the whole message or one of its sentences."""
+        """Return the likeliest answers, the best first, by the whole message or a part of it; none below `LEAST`."""
         if same := self._exact.get(fold(message)):
             return [self._reply(at, 1.0) for at in same[:most]]
         if not self.rows or encoder().rarity(words(message)).min(initial=1.0) == 1:
@@ -167,7 +167,7 @@ class SmallTalk:
                         best[at] = float(min(1.0, likeness[at]))
             if max(best.values(), default=0.0) >= LEAST:
                 order = sorted(best, key=lambda at: (-best[at], at))[:most]
-                return [self._reply(at, best[at]) for at in order]
+                return [self._reply(at, best[at]) for at in order if best[at] >= LEAST]
         return []
 
     def _reply(self, at: int, similarity: float) -> Reply:
@@ -205,7 +205,7 @@ class SmallTalk:
     def _told(self, message: str, earlier: Sequence[str], found: Sequence[Reply]) -> Reply | None:
         """Return what the user told earlier, if that is what a message asks for."""
         best = found[0] if found else Reply("", "", 0.0)
-        fact = best if best.tells and best.similarity >= LEAST else None
+        fact = best if best.tells else None
         asked = message if fact else asked_back(message)
         if not asked:
             return None
