@@ -327,15 +327,23 @@ def test_over_http_it_is_what_the_bot_says(saved: Path, talker: Checkpoint) -> N
         for said in ("hello", "My name is Tamsin.", "What is my name?", "tell me a joke"):
             messages = [{"role": m.role, "content": m.content} for m in bot.messages]
             messages.append({"role": "user", "content": said})
-            asked = {"messages": messages, "temperature": 0, "max_tokens": 40}
-            found = server.post("/v1/chat/completions", asked).json()
+            body = {"messages": messages, "temperature": 0, "max_tokens": 40}
+            found = server.post("/v1/chat/completions", body).json()
             assert found["choices"][0]["message"]["content"] == bot.chat(said)
             assert bot.answer and found["usage"]["completion_tokens"] == len(bot.answer.tokens)
-        two = server.post("/v1/chat/completions", {"messages": messages, "n": 2, "max_tokens": 4}).json()
-        assert len(two["choices"]) == 2
+
+        def asked(**options: Any) -> list[str]:
+            body = {"messages": messages[-1:], "temperature": 1, "max_tokens": 40, **options}
+            choices = server.post("/v1/chat/completions", body).json()["choices"]
+            return [choice["message"]["content"] for choice in choices]
+
+        alone = [asked(seed=seed)[0] for seed in (5, 6, 7)]
+        assert len(set(alone)) > 1 and asked(seed=5, n=3) == alone
+        assert asked(seed=5, logprobs=True, top_logprobs=1) == alone[:1]
+        assert asked(seed=5, stop=alone[0][5:8]) == [alone[0].partition(alone[0][5:8])[0]]
     with served(saved, match=False) as server:
-        asked = {"messages": [{"role": "user", "content": "hello"}], "temperature": 0, "max_tokens": 8}
-        found = server.post("/v1/chat/completions", asked).json()["choices"][0]["message"]["content"]
+        body = {"messages": [{"role": "user", "content": "hello"}], "temperature": 0, "max_tokens": 8}
+        found = server.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"]
         assert found == bot_of(talker, match=False).chat("hello", max_tokens=8)
 
 

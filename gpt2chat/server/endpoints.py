@@ -11,7 +11,6 @@ from starlette.responses import JSONResponse, Response
 
 from gpt2chat.conversation import Message
 from gpt2chat.errors import GPT2ChatError
-from gpt2chat.sampling import GenerationConfig
 from gpt2chat.server import openapi
 from gpt2chat.server.answers import Answering, Placed, Question, late
 from gpt2chat.server.exchange import Exchange
@@ -79,24 +78,20 @@ async def _chat(
     needed = 0 if logprobs is None and service.settings.fallback else logprobs
     question = Question(prompt, config, stop, template.lead, needed, client_of(request), bool(wanted.ignore_eos))
     written = shape(service.settings.model, logprobs is not None, {"dropped_turns": dropped})
+    count = wanted.n or 1
+    drawn = config.logit_bias or wanted.ignore_eos  # what only drawing token by token can give
     if service.grounding:
-        answers = await _grounded(request, question, messages, wanted.n or 1, written.extra)
-    elif not _asked_of_model(wanted, config, logprobs) and (reply := await service.reply(messages, config)):
-        answers = service.give(question, service.tokenizer.encode(question.lead + reply.answer), 1)
+        answers = await _grounded(request, question, messages, count, written.extra)
+    elif not drawn and (replies := await service.replies(messages, config, count)):
+        answers = service.give(question, [reply.answer for reply in replies])
     else:
-        answers = service.ask(question, wanted.n or 1)
+        answers = service.ask(question, count)
     written.workers = [answer.stream.worker for answer in answers]
     for answer in answers:
         answer.judge = service.doubting(messages, written.extra)
     at_leaving(request.scope, (answer.stream.drop for answer in answers))
     exchange = Exchange(service, answers, written, [messages[-1].content])
     return await exchange.respond(request.receive, wanted.stream_options, streamed)
-
-
-def _asked_of_model(wanted: ChatRequest | LooseRequest, config: GenerationConfig, logprobs: int | None) -> bool:
-    """Whether a request asks for what only drawing token by token can give."""
-    several = (wanted.n or 1) > 1
-    return several or logprobs is not None or bool(wanted.stops() or config.logit_bias or wanted.ignore_eos)
 
 
 async def _grounded(
@@ -118,7 +113,7 @@ async def _grounded(
         logprobs = await unless_left(request.receive, work())
     chosen = await asyncio.to_thread(grounding.decide, matches, logprobs)
     told |= {"confidence": round(chosen.confidence, 4), "fallback": not chosen.given}
-    return service.give(question, service.tokenizer.encode(question.lead + chosen.text), count)
+    return service.give(question, [chosen.text] * count)
 
 
 async def _likelihood(request: Request, prompt: Sequence[int], lead: str, answer: str) -> float:

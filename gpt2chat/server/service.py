@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -245,19 +245,29 @@ class Service:
         self._running.update(answers)
         return answers
 
-    async def reply(self, messages: Sequence[Message], generation: GenerationConfig) -> Reply | None:
-        """Return the answer that was written for such a message, if this model has such."""
+    async def replies(self, messages: Sequence[Message], generation: GenerationConfig, count: int) -> list[Reply]:
+        """Return so many answers that were written for such a message, or none if this model has none for it.
+
+        The seed of each is one more than that of the one before, as where the model draws several.
+        """
         loaded, settings = self.opened()[0], self.settings
         if not settings.match or settings.fallback is not None or settings.system or not has_small_talk(loaded.about):
-            return None
-        shown = self._matcher if settings.examples else None
-        return await asyncio.to_thread(written, loaded.about, messages, generation, shown)
+            return []
+        shown, replies = self._matcher if settings.examples else None, list[Reply]()
+        for number in range(count):
+            seed = None if generation.seed is None else (generation.seed + number) % 2**63
+            one = replace(generation, seed=seed)
+            if (reply := await asyncio.to_thread(written, loaded.about, messages, one, shown)) is None:
+                return []
+            replies.append(reply)
+        return replies
 
-    def give(self, question: Question, ids: Sequence[int], count: int) -> list[Answering]:
-        """Answer a question with these ids, as often as it was asked for; raises ApiError."""
+    def give(self, question: Question, texts: Sequence[str]) -> list[Answering]:
+        """Answer a question with these texts; raises ApiError."""
         answers, limits = list[Answering](), self.settings.limits
         most = min(question.config.max_new_tokens, self.context_length - len(question.prompt))
-        for number in range(count):
+        for number, text in enumerate(texts):
+            ids = self.tokenizer.encode(question.lead + text)
             stream = self.score(
                 [*question.prompt, *ids[:most]], len(question.prompt), question.logprobs or 0, question.client
             )
