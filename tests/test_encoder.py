@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from gpt2chat.encoder import FILE, MOST_WORDS, TOGETHER, QuestionEncoder, Vectors, _wide, encoder, narrow, runs, words
+from gpt2chat.matching import EVIDENCE
 
 QUESTIONS = [
     "When do you open?",
@@ -128,7 +129,7 @@ def test_usual_words_are_not_rare() -> None:
     assert the < parcel < unknown == 1
 
 
-@given(st.lists(st.lists(st.floats(-1e6, 1e6), min_size=12, max_size=12), min_size=1, max_size=4))
+@given(st.lists(st.lists(st.floats(-1e6, 1e6), min_size=EVIDENCE, max_size=EVIDENCE), min_size=1, max_size=4))
 def test_a_confidence_is_a_share(evidence: list[list[float]]) -> None:
     found = encoder().confidence(np.array(evidence))
     assert found.shape == (len(evidence),)

@@ -22,7 +22,20 @@ from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import TEMPLATES, Message
 from gpt2chat.data import Dataset, Report, render_records
 from gpt2chat.encoder import FILE, QuestionEncoder, encoder
-from gpt2chat.matching import CANDIDATES, CLOSER, EVIDENCE, MANY, SURE, Match, Matcher, as_taught, outside
+from gpt2chat.matching import (
+    CANDIDATES,
+    CLOSER,
+    EVIDENCE,
+    LOCAL,
+    MANY,
+    POWER,
+    RIDGE,
+    SURE,
+    Match,
+    Matcher,
+    as_taught,
+    outside,
+)
 from gpt2chat.model import GPT2, GPT2Config
 from gpt2chat.records import Record
 from gpt2chat.sampling import GenerationConfig
@@ -283,6 +296,26 @@ def test_evidence_is_finite_and_as_much_as_was_fitted() -> None:
             rows, evidence = matcher.evidence(question, likeness)
             assert evidence.shape == (len(rows), EVIDENCE)
             assert np.isfinite(evidence).all()
+
+
+def test_all_phrasings_speak_for_an_answer_by_a_ridge_regression(monkeypatch: pytest.MonkeyPatch) -> None:
+    taught = [*SHOP, ("opening hours", "At nine."), ("can I send it back", SHOP[3][1]), ("refund", SHOP[3][1])]
+    matcher = Matcher(taught)
+    assert len(taught) > len(matcher.answers) < LOCAL
+    kernel = np.stack([np.clip(matcher.likeness(question), 0, 1) ** POWER for question, _ in taught])
+    kernel = (kernel + kernel.T) / 2
+    np.fill_diagonal(kernel, 1)
+    answers = np.array([[answer == each for each in matcher.answers] for _, answer in taught], np.float64)
+    fit = np.linalg.solve(kernel + RIDGE * np.eye(len(taught)), answers)
+    for question in ("When may I come?", "money back please", "when do you open?", "", "猫"):
+        expected = np.clip(matcher.likeness(question), 0, 1) ** POWER @ fit
+        rows, evidence = matcher.evidence(question, matcher.likenesses(question), len(taught))
+        given = {taught[row][1]: figures[-2] for row, figures in zip(rows, evidence, strict=True)}
+        assert [given[answer] for answer in matcher.answers] == pytest.approx(expected.tolist(), abs=1e-9)
+        assert list(given.values()) == sorted(given.values(), reverse=True)
+    before = matcher.match("When may I come?")
+    monkeypatch.setattr(matching, "BETWEEN", 1)  # nothing remembered
+    assert Matcher(taught).match("When may I come?") == before
 
 
 # -- read as it was taught -----------------------------------------------------------------------------------------
