@@ -233,7 +233,7 @@ class GPT2Chatbot:
     def reset(self) -> None:
         """Forget the conversation; the system prompt and custom examples stay."""
         self._end_stream()
-        self.messages, self.answer = [], None
+        self.messages, self.answer, self.reply = [], None, None
         self._told_dropped = False
 
     def reset_conversation(self) -> str:

@@ -41,6 +41,11 @@ LEAD = re.compile(
 )
 OWNED = re.compile(r"\b(?:my|our)\s+(?:favou?rite\s+|best\s+|old\s+|new\s+|little\s+|big\s+)?([a-z]+)", re.I)
 ONE_S_OWN = {"name", "age", "job", "work", "birthday", "hobby", "hobbies", "town", "city", "home", "living", "self"}
+NAME = re.compile(r"\bmy (?:\w+ )?name\b|\bwho am i\b|\bam i called\b", re.I)
+NAMED = re.compile(
+    r"(?i:\b(?:nick|sur)?name[ds]?\b|\bcall(?:s|ed)?\b|^(?:hi|hello|hey|good \w+)\b.*\b(?:i am|i'm|im|it's|this is)\b)"
+    r"|\b(?i:i am|i'm|im|it's|it is|this is) [^\W\d_a-z]"
+)
 OF_SELF = re.compile(r"\b(?:am i|i am|i'm)\b", re.I)
 LONGEST, MOST = 200, 40  # characters of a sentence that is said back, sentences that are looked at
 NEARLY = 0.08  # likeness below the best within which the last sentence counts, as it may mend the others
@@ -50,7 +55,8 @@ SWAPPED = {
     "i've": "you've", "ive": "you've", "i'll": "you'll", "i'd": "you'd", "am": "are", "i was": "you were",
     "i wasn't": "you weren't", "i am": "you are", "your": "my", "yours": "mine", "yourself": "myself",
     "you're": "I'm", "you've": "I've", "you'll": "I'll", "you are": "I am", "you were": "I was", "you have": "I have",
-    "you": "me",
+    "you": "me", "we": "you", "us": "you", "our": "your", "ours": "yours", "we're": "you're", "we've": "you've",
+    "we'll": "you'll", "we'd": "you'd", "ourselves": "yourselves",
 }  # fmt: skip
 WORD = re.compile(r"\bi (?:was|am|wasn't)\b|\byou (?:are|were|have)\b|[\w']+", re.I)
 FIRST = re.compile(r"\b(?:i|i'm|im|i've|ive|i'll|i'd|my|we|our|we're)\b", re.I)
@@ -93,6 +99,8 @@ def told_before(message: str, earlier: Sequence[str], tells: Sequence[str] = ())
 
 def _other_owner(message: str, sentence: str) -> bool:
     """Whether a question is for something of the user that a sentence does not name, or the other way round."""
+    if NAME.search(message) and not NAMED.search(sentence):
+        return True
     asked, told = ({word.lower() for word in OWNED.findall(text)} for text in (message, sentence))
     if wanted := asked - ONE_S_OWN:
         return not any(_alike(each, word) for each in wanted for word in WORD.findall(sentence.lower()))

@@ -227,7 +227,7 @@ def test_what_was_not_told_is_not_made_up() -> None:
         ("My cat is called Pickle.", "You said that your cat is called Pickle."),
         ("hi, i'm Tom!", "You said that you're Tom."),
         ("By the way, I was born in Ulm", "You said that you were born in Ulm."),
-        ("We live in Ulm.", "You said that we live in Ulm."),
+        ("We live in Ulm, and our cat too.", "You said that you live in Ulm, and your cat too."),
         ("I love you, and you are nice", "You said that you love me, and I am nice."),
         ("Tom gave me a book.", 'You said: "Tom gave me a book"'),
         ("No one likes me.", 'You said: "No one likes me"'),
@@ -244,6 +244,9 @@ def test_who_is_spoken_of_and_what_asks_back() -> None:
     assert asked_back("It rains. What is my name?") == "What is my name?"
     assert asked_back("What is your name?") == asked_back("what should i eat?") == asked_back("My name is Tom.") == ""
     assert told_before("What is my name?", ["What is that?", ""]) == ("", 0.0)
+    for told in ("My name is Tom.", "hi i'm tom", "I am Tom.", "everyone calls me tom", "it's Łukasz"):
+        assert told_before("What is my name?", [told, "i am hungry", "I'm tired."])[0] == told
+    assert told_before("what's my name?", ["i am hungry"])[1] == 0
 
 
 # -- a bot ---------------------------------------------------------------------------------------------------------
