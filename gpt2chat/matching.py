@@ -2,8 +2,8 @@
 
 Three likenesses are added: of meaning (`encoder`), of words one by one, each with the nearest word of the other
 question (a soft form of TF-IDF), and of spelling (TF-IDF of words and of runs of characters). All phrasings of an
-answer speak for it, by a kernel ridge regression on these likenesses (Saunders et al. 1998). How sure a match is comes
-from a logistic regression on what the likenesses look like; it was fitted to questions of other domains by
+answer speak for it, by a kernel ridge regression (Saunders et al. 1998) on meaning and spelling. How sure a match is
+comes from a logistic regression on what the likenesses look like; it was fitted to questions of other domains by
 `recipes/question_encoder`, so nothing has to be measured for a new set.
 """
 
@@ -28,12 +28,11 @@ CLOSER = 256  # phrasings that are compared word by word, those that look most a
 CROWD = 3  # phrasings of an answer, and questions of the list of general ones, that are looked at together
 REFUSED = 0.9  # share of the general questions that a threshold must refuse
 LOCAL = 16  # answers that are weighed against each other by all their phrasings
-POWER, RIDGE = 2, 0.3  # of a likeness in the kernel; how little a single phrasing is trusted
+MEANING, POWER, RIDGE = 0.6, 2, 0.3  # its share of the kernel, the rest is spelling; how little one phrasing is trusted
 EVIDENCE = 14  # figures that speak for a match
 NO_RIVAL = 0.5  # what the best other answer scores at least, also where there is none
 MANY = 8  # phrasings per answer from which on a model finds the answer better than the nearest of them does
 READ = 0.3  # confidence from which on a question is read as the taught one
-BETWEEN = 2**22  # likenesses of taught questions to each other that are remembered
 REMEMBERED = 4096  # questions whose phrasing is
 SURE = 0.5  # how sure a match is when nothing else is known
 
@@ -75,7 +74,6 @@ class Matcher:
         self.spelling = Taught(self.pairs)
         self._trained = len(self.pairs) if trained is None else trained
         self._read: dict[str, tuple[str, bool]] = {}
-        self._rows: dict[int, Numbers] = {}
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -154,7 +152,7 @@ class Matcher:
         score = self._encoder.mixed(likeness)
         best, mean = self._by_answer(score)
         total = best + mean
-        support = self._support(score, best, total)
+        support = self._support(likeness, best, total)
         order = np.argsort(-support, kind="stable")[:most]
         general = np.sort(_general(self._encoder) @ self._encoder.encode([question])[0])[-CROWD:].mean()
         rows, evidence = list[int](), list[list[float]]()
@@ -181,34 +179,25 @@ class Matcher:
             )
         return rows, np.array(evidence)
 
-    def _support(self, score: Numbers, best: Numbers, total: Numbers) -> Numbers:
+    def _support(self, likeness: Numbers, best: Numbers, total: Numbers) -> Numbers:
         """Return what a ridge regression on the phrasings of the likeliest answers gives each, from about 0 to 1.
 
-        Of an answer with one phrasing, and of an unlikely one, it is what that regression gives a single phrasing.
+        Of an unlikely answer, and where each has one phrasing, it is what that regression gives a single phrasing.
         """
-        support = self._kernel(best) / (1 + RIDGE)
+        support = _kernel(best / self._encoder.mixed(np.ones((3, 1)))) / (1 + RIDGE)
         if len(self.pairs) == len(self.answers):
             return support
         answers = np.argsort(-total, kind="stable")[:LOCAL]
         rows = np.flatnonzero(np.isin(self._owner, answers))
-        rows = rows[np.argsort(-score[rows], kind="stable")[:CLOSER]]
-        among = np.stack([self._between(row)[rows] for row in rows.tolist()])
-        among = (among + among.T) / 2
+        like = MEANING * likeness[0, rows] + (1 - MEANING) * likeness[2, rows]
+        near = np.argsort(-like, kind="stable")[:CLOSER]
+        rows, like = rows[near], like[near]
+        vectors = self._vectors[rows]
+        among = _kernel(MEANING * (vectors @ vectors.T) + (1 - MEANING) * self.spelling.among(rows))
         np.fill_diagonal(among, 1 + RIDGE)
-        shares = np.linalg.solve(among, self._kernel(score[rows]))
+        shares = np.linalg.solve(among, _kernel(like))
         support[answers] = (shares[:, None] * (self._owner[rows][:, None] == answers)).sum(0)
         return support
-
-    def _between(self, row: int) -> Numbers:
-        """Return how like a taught question is to each, as the kernel has it, (N,)."""
-        if row not in self._rows:
-            if len(self._rows) * len(self.pairs) >= BETWEEN:
-                self._rows.clear()
-            self._rows[row] = self._kernel(self._encoder.mixed(self.likenesses(self.pairs[row][0])))
-        return self._rows[row]
-
-    def _kernel(self, score: Numbers) -> Numbers:
-        return np.asarray(np.clip(score / self._encoder.mixed(np.ones((3, 1))), 0, 1) ** POWER, np.float64)
 
     def _by_answer(self, score: Numbers) -> tuple[Numbers, Numbers]:
         """Return the best score of each answer's phrasings, and the mean of the best few."""
@@ -294,6 +283,10 @@ def outside() -> tuple[str, ...]:
     """Return general questions that a set of taught answers will hardly answer."""
     lines = OUTSIDE.read_text("utf-8").splitlines()
     return tuple(line for line in lines if line and not line.startswith("#"))
+
+
+def _kernel(likeness: Numbers) -> Numbers:
+    return np.asarray(np.clip(likeness, 0, 1) ** POWER, np.float64)
 
 
 @cache

@@ -9,6 +9,7 @@ import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +74,11 @@ class Taught:
         words, runs = self._words.cosines(_words(folded)[0]), self._runs.cosines(_runs(folded)[0])
         return np.clip(WORD_SHARE * words + (1 - WORD_SHARE) * runs, 0.0, 1.0)
 
+    def among(self, rows: Places) -> Numbers:
+        """Return how like some of the taught questions are to each other, (rows, rows)."""
+        words, runs = self._words.among(rows), self._runs.among(rows)
+        return np.clip(WORD_SHARE * words + (1 - WORD_SHARE) * runs, 0.0, 1.0)
+
     def nearest(self, question: str) -> Nearest:
         """Return the nearest taught pair, the first of equals; without any, a similarity of 0 to nothing."""
         if not self.pairs:
@@ -113,6 +119,24 @@ class _Index:
         weights = (1 + np.log(often)) * np.repeat(self._rare, found)
         norms = np.sqrt(np.bincount(self._texts, weights**2, minlength=count))
         self._weights = weights / norms[self._texts]
+
+    @cached_property
+    def _by_text(self) -> tuple[Places, Places, Places]:
+        """The places of the texts' features, one text after the other, where each begins, and the features' numbers."""
+        order = np.argsort(self._texts, kind="stable")
+        begins = np.searchsorted(self._texts[order], np.arange(self._count + 1))
+        return order, begins, np.repeat(np.arange(len(self._keys)), self._ends - self._starts)
+
+    def among(self, texts: Places) -> Numbers:
+        """Return the cosines of some of the texts to each other, (texts, texts)."""
+        order, begins, numbers = self._by_text
+        places = [order[begins[text] : begins[text + 1]] for text in texts.tolist()]
+        inside = np.concatenate([np.zeros(0, np.int64), *places])
+        rows = np.repeat(np.arange(len(places)), [len(each) for each in places])
+        features, columns = np.unique(numbers[inside], return_inverse=True)
+        dense = np.zeros((len(places), len(features)), np.float32)
+        dense[rows, columns] = self._weights[inside]
+        return (dense @ dense.T).astype(np.float64)
 
     def cosines(self, keys: Keys) -> Numbers:
         """Return the cosine of a text with these features to each text of the index."""

@@ -55,6 +55,14 @@ def test_similarities_are_those_of_the_textbook(texts: list[str], question: str)
     assert Taught([(text, "") for text in texts]).similarities(question) == pytest.approx(expected, abs=1e-9)
 
 
+@given(st.lists(st.text("ab cé猫", max_size=8), min_size=1, max_size=6), st.data())
+def test_taught_questions_are_as_like_each_other_as_when_they_are_asked(texts: list[str], data: st.DataObject) -> None:
+    taught = Taught((text, "") for text in texts)
+    rows = data.draw(st.lists(st.sampled_from(range(len(texts))), min_size=1, max_size=6))
+    expected = [taught.similarities(texts[row])[rows] for row in rows]
+    assert taught.among(np.array(rows)) == pytest.approx(np.array(expected), abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("taught", "asked"),
     [
