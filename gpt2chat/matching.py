@@ -232,6 +232,7 @@ class _Words:
         for row, each in enumerate(split):
             self._places[row, : len(each)] = [self._numbers[word] for word in each]
             self._there[row, : len(each)] = 1
+        self._last = "", self._look("")  # one question is looked at several times
 
     def likeness(self, question: str, rows: Places) -> Numbers:
         """Return the harmonic mean of the covered shares of both questions, for some of the ones here."""
@@ -251,6 +252,10 @@ class _Words:
 
     def _near(self, question: str) -> tuple[Numbers, Numbers]:
         """Return the weights of a question's words, and how near each is to each word known here, (asked, known)."""
+        last, found = self._last
+        return found if last == question else self._look(question)
+
+    def _look(self, question: str) -> tuple[Numbers, Numbers]:
         asked = words(question) or [""]
         rare = [self._rare[self._numbers[word]] if word in self._numbers else self._usual for word in asked]
         near = (self._encoder.word_vectors(asked) @ self._vectors.T).astype(np.float64)
@@ -258,7 +263,9 @@ class _Words:
         for row, word in enumerate(asked):
             if word in self._numbers:
                 near[row, self._numbers[word]] = 1
-        return np.array(rare) * self._encoder.rarity(asked) / self._usual, near
+        found = np.array(rare) * self._encoder.rarity(asked) / self._usual, near
+        self._last = question, found
+        return found
 
 
 def as_taught(messages: Sequence[Message], matcher: Matcher, alone: bool = False) -> list[Message]:
