@@ -48,7 +48,8 @@ NAMED = re.compile(
 )
 OF_SELF = re.compile(r"\b(?:am i|i am|i'm)\b", re.I)
 LONGEST, MOST = 200, 40  # characters of a sentence that is said back, sentences that are looked at
-NEARLY = 0.08  # likeness below the best within which the last sentence counts, as it may mend the others
+NEARLY = 0.08  # likeness below the best within which the last sentence counts, as it may mend the others; twice as much
+BEGINS = 3  # for one that has its first words
 VAGUE = 0.15  # what a sentence loses whose first word points back
 SWAPPED = {
     "i": "you", "me": "you", "my": "your", "mine": "yours", "myself": "yourself", "i'm": "you're", "im": "you're",
@@ -92,7 +93,9 @@ def told_before(message: str, earlier: Sequence[str], tells: Sequence[str] = ())
         likeness = (likeness + np.max([matcher.likeness(tell) for tell in tells], axis=0)) / 2
     likeness = likeness - [VAGUE * bool(POINTING.match(sentence)) for sentence in sentences]
     likeness = np.where([_other_owner(message, sentence) for sentence in sentences], 0.0, likeness)
-    best = int(np.flatnonzero(likeness >= likeness.max() - NEARLY)[-1])
+    first = _begin(sentences[int(likeness.argmax())])
+    near = np.array([NEARLY * (1 + (_begin(sentence) == first)) for sentence in sentences])
+    best = int(np.flatnonzero(likeness >= likeness.max() - near)[-1])
     mended = [each for at, each in enumerate(sentences) if 0 <= turns[at] - turns[best] <= 1 and MENDED.match(each)]
     return " ... ".join([sentences[best], *mended[-1:]]), float(np.clip(likeness[best], 0, 1))
 
@@ -105,6 +108,10 @@ def _other_owner(message: str, sentence: str) -> bool:
     if wanted := asked - ONE_S_OWN:
         return not any(_alike(each, word) for each in wanted for word in WORD.findall(sentence.lower()))
     return bool(asked or OF_SELF.search(message)) and bool(told - ONE_S_OWN) and not told & asked
+
+
+def _begin(sentence: str) -> list[str]:
+    return WORD.findall(sentence.lower())[:BEGINS]
 
 
 def _alike(one: str, other: str) -> bool:
