@@ -120,7 +120,8 @@ def _training_line(run: Run, data: _Data, config: TrainConfig, total: int, dtype
     """Say how many steps there are and where they go; of an open end the most, and about how long these take."""
     device, most = run.model.device, ""
     if config.open_end and device.type == "cpu":
-        most = f" (about {most_time(data.dataset, config, run.model.config, dtype)})"
+        beside = run.distillation.ids.size(1) if run.distillation else 0
+        most = f" (about {most_time(data.dataset, config, run.model.config, dtype, beside)})"
     number = f"until the answers come back, at most {total} steps{most}," if config.open_end else f"{total} steps"
     return f"training {number} on {device.type} in {str(dtype).removeprefix('torch.')}, saving to {run.files.best}"
 

@@ -73,9 +73,10 @@ def _open(
     return dataclasses.replace(config, batch_size=batch, apart=apart, steps=most, open_end=True), line
 
 
-def most_time(dataset: Dataset, config: TrainConfig, model: GPT2Config, dtype: torch.dtype) -> str:
-    """Return in words about how long a run takes at the most on this CPU."""
-    return in_words(total_steps(dataset, config) * step_tokens(dataset, config) / rough_speed(model, dtype))
+def most_time(dataset: Dataset, config: TrainConfig, model: GPT2Config, dtype: torch.dtype, beside: int = 0) -> str:
+    """Return in words about how long a run takes at the most on this CPU, with so many ids read beside each step."""
+    read = total_steps(dataset, config) * (step_tokens(dataset, config) + beside)
+    return in_words(read / rough_speed(model, dtype))
 
 
 def step_tokens(dataset: Dataset, config: TrainConfig) -> float:
