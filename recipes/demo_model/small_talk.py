@@ -27,9 +27,11 @@ ALIKE = 0.4  # cosine from which on a word of an answer leans on one that was sa
 RARE = 0.35  # rarity from which on a word has something to say
 POINTING = re.compile(
     r"\b(?:he|she|they|him|her|them|his|their|it|its|that|this|these|those|one|ones|there|then|both|either|same"
-    r"|again|still|yet|too|also|instead|first|second|last|next|other|another|more)\b|^(?:and|but|so|or|because|with)\b",
+    r"|again|still|yet|too|also|instead|first|second|last|next|other|another|more)\b|^(?:and|but|so|or|because|with)\b"
+    r"|^what (?:can|should|must|do) (?:i|we) do\W*$",
     re.I,
 )
+OTHERS = re.compile(r"\b(?:he|him|his|she|her|they|them|their)\b", re.I)
 NAME = re.compile(r"(?<![.!?:\"] )(?<!^)\b(?!I\b|I'|Pip\b)[A-Z][a-z]+")
 KINDS = 4  # words of a list that a question for what was told is asked with
 NEVER = "You haven't told me that yet. What is it?"
@@ -58,7 +60,7 @@ def leans(message: str, answer: str, before: set[str]) -> bool:
     """Whether an exchange leans on what was said before it."""
     if POINTING.search(message) or len(message) > LONGEST or not telling(message):
         return True
-    if set(NAME.findall(answer)) - set(message.split()):
+    if set(NAME.findall(answer)) - set(message.split()) or OTHERS.search(answer) and len(telling(message)) < 2:
         return True
     own, earlier = sorted(telling(answer) - telling(message)), sorted(before - telling(message))
     if not own or not earlier:
