@@ -2,7 +2,8 @@
 
     python benchmarks/exact_reply.py --data pairs.json --model demo -- --epochs 8 --batch_size 8 --learning_rate 6e-4
 
-Beside the fresh questions, 200 are asked one after the other in one conversation ("in_a_row").
+"chat" is the share that a chat answers so, "exact" that of the model alone, as `gpt2chat eval` counts it. Beside the fresh
+questions, 200 are asked one after the other in one conversation ("in_a_row").
 
 What follows `--` goes to train_chatbot.py. The questions held out are chosen by seed before anything is trained.
 """
@@ -20,6 +21,11 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from gpt2chat.chatbot import GPT2Chatbot  # noqa: E402
+
+IN_A_ROW = 200
 
 
 def split(data: Path, folder: Path, fraction: float, seed: int) -> tuple[Path, Path]:
@@ -38,6 +44,17 @@ def majority(train: Path, heldout: Path) -> float:
     reply, _ = Counter(row["bot"] for row in json.loads(train.read_text("utf-8"))).most_common(1)[0]
     rows = json.loads(heldout.read_text("utf-8"))
     return sum(row["bot"] == reply for row in rows) / len(rows)
+
+
+def chatted(saved: Path, heldout: Path, in_a_row: int | None = None) -> float:
+    """Return the share of right replies of a chat, to all questions, each in a new one, or to some in a row in one."""
+    bot, right = GPT2Chatbot(str(saved)), 0
+    rows = json.loads(heldout.read_text("utf-8"))[:in_a_row]
+    for row in rows:
+        right += bot.chat(row["user"], temperature=0).strip() == row["bot"].strip()
+        if in_a_row is None:
+            bot.reset()
+    return round(right / len(rows), 4)
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
@@ -73,6 +90,7 @@ def main() -> None:
         scores = result["conversations"]
         row = {"bench": "exact_reply", "model": arguments.model, "options": arguments.train}
         row |= {"train_seconds": round(seconds), "heldout": scores["pairs"], "exact": scores["exact"]}
+        row |= {"chat": chatted(saved, heldout), "chat_in_a_row": chatted(saved, heldout, IN_A_ROW)}
         row |= {"in_a_row": scores["in_a_row"]["exact"], "stopped": scores["stopped"]}
         row |= {"majority": round(majority(pairs, heldout), 4)}
         print(json.dumps(row))

@@ -18,7 +18,7 @@ from gpt2chat.errors import ConfigError
 from gpt2chat.explanation import explain
 from gpt2chat.formats.rows import pairs_to_messages
 from gpt2chat.generation import Decoder
-from gpt2chat.grounding import FALLBACK, Grounded, Grounding, is_faq, spoken
+from gpt2chat.grounding import FALLBACK, Grounded, Grounding, is_faq, settle, spoken
 from gpt2chat.matching import Matcher, as_taught, exchanges
 from gpt2chat.model import MODEL_SIZES
 from gpt2chat.reply import Answer, Given, StreamingReply, Told
@@ -228,7 +228,7 @@ class GPT2Chatbot:
         template = template_named(name) if name else None
         if template and self._decoder:
             template.check_ids(self._decoder.runtime.config.vocab_size, self.tokenizer)
-        self._template = template
+        self._template, self._matcher = template, None
 
     def reset(self) -> None:
         """Forget the conversation; the system prompt and custom examples stay."""
@@ -390,7 +390,13 @@ class GPT2Chatbot:
 
     def _as_taught(self, messages: Conversation) -> Conversation:
         """Return messages in which questions for a taught answer are asked as they were taught."""
-        return as_taught(messages, self.matcher, is_faq(self.checkpoint.about)) if self.match else messages
+        if not self.match:
+            return messages
+        for message in messages:
+            if self.matcher.has_many and message.role == "user":
+                alone = render_prompt([message], self.template, self.tokenizer)
+                settle(self.matcher, message.content, alone, self.template.lead, self._engine or self.decoder)
+        return as_taught(messages, self.matcher, is_faq(self.checkpoint.about))
 
     def _ground(
         self, prompt: Sequence[int], messages: Conversation, generation: GenerationConfig

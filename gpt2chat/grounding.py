@@ -15,12 +15,11 @@ from typing import Any
 from gpt2chat.engine import Engine
 from gpt2chat.explanation import explain
 from gpt2chat.generation import Decoder
-from gpt2chat.matching import Match, Matcher
+from gpt2chat.matching import PLAIN, Match, Matcher
 from gpt2chat.taught import Pair
 from gpt2chat.tokenizer import Tokenizer
 
 FALLBACK = "I'm sorry, I don't know that."
-PLAIN = 0.95  # confidence of a match from which on the model is not asked
 UNLIKELY = 0.01  # and below which it is not either
 CHOICE, SURENESS = 3.0, 0.25  # weights of a nat per token that the model finds an answer likelier than the others
 MOST_NATS = 4.0  # a difference beyond this says no more
@@ -85,18 +84,30 @@ def spoken(
     grounding: Grounding, question: str, prompt: Sequence[int], lead: str, source: Decoder | Engine
 ) -> tuple[Grounded, list[int]]:
     """Answer a question behind a prompt; return what was chosen, and its ids. The lead stands before an answer."""
-    encode, n_ctx = Tokenizer.gpt2().encode, source.runtime.config.n_ctx
+    encode = Tokenizer.gpt2().encode
 
     def likelihood(answer: str) -> float:
-        ids = encode(lead + answer)[: n_ctx - len(prompt)]
-        if isinstance(source, Decoder):
-            found = [score.logprob for score in explain(source, prompt, ids, top=0)]
-        else:
-            found = [drawn.logprob or 0.0 for drawn in source.score([*prompt, *ids], len(prompt), top=0)]
+        found = logprobs(source, prompt, encode(lead + answer))
         return sum(found) / max(1, len(found))
 
     chosen = grounding.answer(question, likelihood)
     return chosen, encode(lead + chosen.text)
+
+
+def settle(matcher: Matcher, question: str, prompt: Sequence[int], lead: str, source: Decoder | Engine) -> None:
+    """Let the model have its say in how `matcher` reads a question, asked alone in `prompt`."""
+    if matches := matcher.undecided(question):
+        tokenizer = Tokenizer.gpt2()
+        answers = ([*tokenizer.encode(lead + match.answer), tokenizer.end_id] for match in matches)
+        matcher.decide(question, matches, [sum(logprobs(source, prompt, answer)) for answer in answers])
+
+
+def logprobs(source: Decoder | Engine, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
+    """Return how likely a model finds each id of an answer to a prompt, as far as there is room for them."""
+    answer = answer[: source.runtime.config.n_ctx - len(prompt)]
+    if isinstance(source, Decoder):
+        return [score.logprob for score in explain(source, prompt, answer, top=0)]
+    return [drawn.logprob or 0.0 for drawn in source.score([*prompt, *answer], len(prompt), top=0)]
 
 
 def is_faq(about: Mapping[str, Any]) -> bool:

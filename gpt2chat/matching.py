@@ -33,6 +33,9 @@ EVIDENCE = 14  # figures that speak for a match
 NO_RIVAL = 0.5  # what the best other answer scores at least, also where there is none
 MANY = 8  # phrasings per answer from which on a model finds the answer better than the nearest of them does
 READ = 0.3  # confidence from which on a question is read as the taught one
+PLAIN = 0.95  # confidence of a match from which on the model is not asked
+SAID = 2.0  # weight of a nat that the model finds an answer likelier, where it knows many ways to ask
+LONGEST = 1000  # characters of a question that the model is asked about
 REMEMBERED = 4096  # questions whose phrasing is
 SURE = 0.5  # how sure a match is when nothing else is known
 
@@ -74,6 +77,7 @@ class Matcher:
         self.spelling = Taught(self.pairs)
         self._trained = len(self.pairs) if trained is None else trained
         self._read: dict[str, tuple[str, bool]] = {}
+        self._decided: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -101,10 +105,35 @@ class Matcher:
                 found.append(Match(*self.pairs[row], float(np.clip(likeness[0][row], 0, 1)), float(confidence)))
         return found[:most]
 
+    @property
+    def has_many(self) -> bool:
+        """Whether so many ways to ask were taught that the model has a say in what is asked for."""
+        return len(self.pairs) >= MANY * len(self.answers)
+
     def phrased(self, question: str) -> str:
         """Return the taught phrasing of a question that asks for a taught answer; any other as it is."""
-        many = len(self.pairs) >= MANY * len(self.answers)  # the model itself knows so many ways to ask: it does better
-        return question if many else self._understood(question)[0]
+        if not self.has_many:
+            return self._understood(question)[0]
+        self.undecided(question)  # what is plain
+        return self._decided.get(question, question)
+
+    def undecided(self, question: str) -> list[Match]:
+        """Return the answers among which the model has a say before `phrased` knows a question; none if it has not."""
+        if not self.pairs or not self.has_many or question in self._decided or len(question) > LONGEST:
+            return []
+        matches = self.match(question)
+        if READ <= matches[0].confidence < PLAIN and len(matches) > 1:
+            return matches
+        self.decide(question, matches[:1])
+        return []
+
+    def decide(self, question: str, matches: Sequence[Match], logprobs: Sequence[float] = (0.0,)) -> None:
+        """Note how `phrased` reads a question, given how likely the model finds each answer as a whole."""
+        if len(self._decided) >= REMEMBERED:
+            self._decided.clear()
+        best = max(range(len(matches)), key=lambda at: _odds(matches[at].confidence) + SAID * logprobs[at])
+        sure = matches[0].confidence >= READ
+        self._decided[question] = (self._taught(matches[best]) if sure else None) or question
 
     def learnt(self, question: str) -> bool:
         """Whether a question asks for an answer that the model has learnt."""
@@ -290,6 +319,11 @@ def outside() -> tuple[str, ...]:
     """Return general questions that a set of taught answers will hardly answer."""
     lines = OUTSIDE.read_text("utf-8").splitlines()
     return tuple(line for line in lines if line and not line.startswith("#"))
+
+
+def _odds(confidence: float) -> float:
+    """Return the logarithm of the odds."""
+    return float(np.log(max(1e-6, confidence) / max(1e-6, 1 - confidence)))
 
 
 def _kernel(likeness: Numbers) -> Numbers:

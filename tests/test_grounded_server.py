@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -326,6 +327,28 @@ def test_an_ungrounded_server_reads_questions_as_the_bot_does(model: Path, match
             found = running.ask(question)
             assert found["choices"][0]["message"]["content"] == text
             assert bot.answer and found["usage"]["prompt_tokens"] == len(bot.answer.prompt)
+
+
+WAYS = ("{}", "please: {}", "hello, {}", "{} thanks", "tell me: {}", "sorry, {}", "so {}", "ok, {}")
+
+
+def test_where_many_ways_were_taught_the_model_has_its_say_in_both(model: Path, tmp_path: Path) -> None:
+    loaded = checkpoint.load(model)
+    taught = [(way.format(question), answer) for question, answer in SHOP for way in WAYS]
+    checkpoint.save(dataclasses.replace(loaded, taught=taught, about={"base": "tiny"}), tmp_path / "many.pt")
+    bot = GPT2Chatbot("demo", generation=GenerationConfig(temperature=0, max_new_tokens=8))
+    bot.load_model(tmp_path / "many.pt")
+    read, said = list[str](), list[dict[str, str]]()
+    with served(tmp_path / "many.pt", generation=bot.generation) as running:
+        for question in (OPEN, "card or voucher?", "Who wrote Hamlet?", "when do you open", "👋" * 12, OPEN):
+            said.append({"role": "user", "content": question})
+            text = bot.chat(question)
+            found = running.ask(question) if len(said) == 1 else running.post(PATHS[0], {"messages": said}).json()
+            assert found["choices"][0]["message"]["content"] == text
+            assert bot.answer and found["usage"]["prompt_tokens"] == len(bot.answer.prompt)
+            said.append({"role": "assistant", "content": text})
+            read.append(bot.matcher.phrased(question))
+    assert [question in dict(taught) for question in read] == [True, True, False, True, False, True]
 
 
 def test_the_terminal_says_the_same(server: Served, model: Path) -> None:

@@ -27,6 +27,7 @@ from gpt2chat.matching import (
     CLOSER,
     EVIDENCE,
     LOCAL,
+    LONGEST,
     MANY,
     MEANING,
     POWER,
@@ -363,10 +364,29 @@ def test_what_was_taught_alone_is_asked_alone_behind_what_the_system_says() -> N
     assert as_taught([], matcher, alone=True) == []
 
 
-def test_a_model_with_many_phrasings_reads_by_itself() -> None:
-    taught = [(f"{question} {at}", answer) for question, answer in SHOP for at in range(MANY)]
-    assert Matcher(taught).phrased("When do you open please?") == "When do you open please?"
-    assert Matcher(taught[:-1]).phrased("When do you open please?") in {q for q, a in taught if a == "At nine."}
+WAYS = ("{}", "please: {}", "hello, {}", "{} thanks", "tell me: {}", "sorry, {}", "so {}", "ok, {}")
+MANY_WAYS = [(way.format(question), answer) for question, answer in SHOP for way in WAYS]
+
+
+def test_a_model_with_many_phrasings_has_a_say_in_how_a_question_is_read() -> None:
+    assert len(WAYS) == MANY and Matcher(MANY_WAYS).has_many and not Matcher(MANY_WAYS[:-1]).has_many
+    assert Matcher(MANY_WAYS[:-1]).undecided("can i park or pay") == []
+    matcher = Matcher(MANY_WAYS)
+    for question in ("Who painted the Mona Lisa?", "猫", "x " * LONGEST):  # like none, and too long to be asked about
+        assert matcher.undecided(question) == [] and matcher.phrased(question) == question
+    assert matcher.undecided("When do you open please?") == []  # plain without the model
+    assert dict(MANY_WAYS)[matcher.phrased("When do you open please?")] == "At nine."
+    asked = "can i park or pay"
+    first, second, *_ = matches = matcher.undecided(asked)
+    assert {first.answer, second.answer} == {"Behind the shop.", "Yes, all cards are taken."}
+    assert matcher.phrased(asked) == asked  # until the model is heard
+    for said in (first, second):
+        matcher.decide(asked, matches, [-1.0 if match is said else -9.0 for match in matches])
+        assert dict(MANY_WAYS)[matcher.phrased(asked)] == said.answer
+    assert matcher.undecided(asked) == []
+    close = [-1.0 if match is second else -1.1 for match in matches]
+    matcher.decide(asked, matches, close)
+    assert dict(MANY_WAYS)[matcher.phrased(asked)] == first.answer
 
 
 def test_what_was_shown_alone_is_never_put_into_the_question() -> None:
@@ -384,6 +404,9 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for at in range(23):
         assert matcher.phrased(f"opening hours {at}?") in ("When do you open?", f"opening hours {at}?")
         assert len(matcher._read) <= 5
+    matcher = Matcher(MANY_WAYS)
+    for at in range(23):
+        assert matcher.undecided(f"blah {at}") == [] and len(matcher._decided) <= 5
 
 
 # -- a bot that matches --------------------------------------------------------------------------------------------

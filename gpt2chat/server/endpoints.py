@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from gpt2chat.conversation import Message
+from gpt2chat.conversation import Message, render_prompt
 from gpt2chat.errors import GPT2ChatError
 from gpt2chat.server import openapi
 from gpt2chat.server.answers import Answering, Placed, Question, late
@@ -72,6 +72,7 @@ async def _chat(
     service.check_name(wanted.model)
     config = wanted.generation(service.settings.generation, most)
     messages = [message.message() for message in wanted.messages]
+    await unless_left(request.receive, _settle(request, messages))
     prompt, dropped = await service.prompt(messages, config.max_new_tokens)
     template = service.template
     stop = (*template.stop, *wanted.stops())
@@ -118,10 +119,30 @@ async def _grounded(
 
 async def _likelihood(request: Request, prompt: Sequence[int], lead: str, answer: str) -> float:
     """Return the mean log-probability of an answer's tokens, as far as there is room for them."""
+    found = await _logprobs(request, prompt, service_of(request).tokenizer.encode(lead + answer))
+    return sum(found) / max(1, len(found))
+
+
+async def _logprobs(request: Request, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
+    """Return how likely the model finds each id of an answer, as far as there is room for them."""
+    ids = answer[: service_of(request).context_length - len(prompt)]
+    return [drawn.logprob or 0.0 for drawn in await _scores(request, [*prompt, *ids], len(prompt), 0)]
+
+
+async def _settle(request: Request, messages: Sequence[Message]) -> None:
+    """Let the model have its say in how questions are read, where it knows many ways to ask."""
     service = service_of(request)
-    ids = service.tokenizer.encode(lead + answer)[: service.context_length - len(prompt)]
-    drawn = await _scores(request, [*prompt, *ids], len(prompt), 0)
-    return sum(each.logprob or 0.0 for each in drawn) / max(1, len(drawn))
+    matcher, tokenizer, template = service.matcher, service.tokenizer, service.template
+    if matcher is None or not matcher.has_many:
+        return
+    for message in messages:
+        if message.role != "user" or not (matches := await asyncio.to_thread(matcher.undecided, message.content)):
+            continue
+        alone = render_prompt([message], template, tokenizer)
+        if len(alone) < service.context_length:
+            answers = [[*tokenizer.encode(template.lead + match.answer), tokenizer.end_id] for match in matches]
+            found = [sum(await _logprobs(request, alone, answer)) for answer in answers]
+            matcher.decide(message.content, matches, found)
 
 
 async def completion(request: Request) -> Response:

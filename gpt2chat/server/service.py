@@ -78,7 +78,7 @@ class Service:
         self._loaded: Checkpoint | None = None
         self._running = set[Answering]()
         self._judge: confidence.Judge | None = None
-        self._matcher: Matcher | None = None
+        self.matcher: Matcher | None = None
         self.grounding: Grounding | None = None
         self.draining = False
         self._turns = asyncio.Lock()
@@ -116,7 +116,7 @@ class Service:
         elif settings.fallback is not None:
             self._judge = confidence.judge_of(name, loaded.taught, log.warning)
         if settings.match and not grounded:
-            self._matcher = matcher
+            self.matcher = matcher
 
     @property
     def ready(self) -> bool:
@@ -208,8 +208,8 @@ class Service:
         kept, _ = fit_context([*system, *examples], live, template, self.tokenizer, length, n_ctx, max_new_tokens)
         mine = set(map(id, live))
         shown = [message for message in kept if id(message) in mine]
-        if self._matcher:
-            kept = as_taught(kept, self._matcher, is_faq(loaded.about))
+        if self.matcher:
+            kept = as_taught(kept, self.matcher, is_faq(loaded.about))
         prompt = render_prompt(kept, template, self.tokenizer)
         if len(prompt) > (settings.max_length or n_ctx):
             beside = " with its system prompt" if system else ""
@@ -253,7 +253,7 @@ class Service:
         loaded, settings = self.opened()[0], self.settings
         if not settings.match or settings.fallback is not None or settings.system or not has_small_talk(loaded.about):
             return []
-        shown, replies = self._matcher if settings.examples else None, list[Reply]()
+        shown, replies = self.matcher if settings.examples else None, list[Reply]()
         for number in range(count):
             seed = None if generation.seed is None else (generation.seed + number) % 2**63
             one = replace(generation, seed=seed)
