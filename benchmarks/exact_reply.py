@@ -2,8 +2,8 @@
 
     python benchmarks/exact_reply.py --data pairs.json --model demo -- --epochs 8 --batch_size 8 --learning_rate 6e-4
 
-"chat" is the share that a chat answers so, "exact" that of the model alone, as `gpt2chat eval` counts it. Beside the fresh
-questions, 200 are asked one after the other in one conversation ("in_a_row").
+"chat" is the share that a chat answers so, "exact" that of the model alone, as `gpt2chat eval` counts it. Beside the
+fresh questions, 200 are asked one after the other in one conversation ("in_a_row").
 
 What follows `--` goes to train_chatbot.py. The questions held out are chosen by seed before anything is trained.
 """
