@@ -1,9 +1,9 @@
 """What a model said before it was taught a few answers, so that it goes on saying it (Li and Hoiem 2016, "Learning
 without Forgetting", arXiv:1606.09282).
 
-Before the first step the model reads small talk, and its likeliest next tokens are noted at some places of it; while it
-is taught, one of these rows is read at each step, and what it says there is held to what was noted. Nothing but the
-notes is needed, so a run that is resumed goes on with them.
+Before the first step the model reads small talk and text that it draws itself, which is of all that it knows; its
+likeliest next tokens are noted at some places. While it is taught, one of these rows is read at each step, and what it
+says there is held to what was noted. Nothing but the notes is needed, so a run that is resumed goes on with them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2chat.errors import CheckpointError
-from gpt2chat.model import GPT2
+from gpt2chat.model import GPT2, GPT2Config
 
 ROWS, LENGTH = 64, 128  # that are read
 PLACES = 64  # of a row that are noted
+OWN = 32  # rows that the model draws itself
 LIKELIEST = 64  # tokens that are noted at a place; all others count as one
 SMALLEST = 1e-6  # probability of those
 
@@ -37,14 +38,25 @@ class Distillation:
 
     @classmethod
     @torch.no_grad()
-    def taken(cls, model: GPT2, documents: Sequence[Sequence[int]], weight: float, seed: int = 0) -> Distillation:
-        """Note what `model` says now about documents of ids; raises ValueError for too few of them."""
+    def taken(
+        cls,
+        model: GPT2,
+        documents: Sequence[Sequence[int]],
+        weight: float,
+        own: Sequence[Sequence[int]] = (),
+        seed: int = 0,
+    ) -> Distillation:
+        """Note what `model` says now about documents of ids, and about rows of its `own`, each of `row_length` ids.
+
+        Raises ValueError for too few documents.
+        """
         model.eval()
-        rng, length = random.Random(seed), min(LENGTH, model.config.n_ctx)
+        rng, length = random.Random(seed), row_length(model.config)
         ids = [token for document in rng.sample(documents, len(documents)) for token in document]
         if len(ids) < 2 * length:
             raise ValueError(f"documents: expected at least {2 * length} ids, got {len(ids)}")
-        rows = [ids[at : at + length] for at in range(0, min(len(ids) - length, ROWS * length), length)]
+        whole = range(0, min(len(ids) - length, (ROWS - len(own)) * length), length)
+        rows = [*own, *(ids[at : at + length] for at in whole)]
         places = [sorted(rng.sample(range(length), min(PLACES, length))) for _ in rows]
         read, where = torch.tensor(rows, device=model.device), torch.tensor(places, device=model.device)
         noted = [_said(model, row[None], place).topk(LIKELIEST) for row, place in zip(read, where, strict=True)]
@@ -94,6 +106,11 @@ class Distillation:
         rest_before, rest_now = (1 - said.exp().sum(1).clamp(max=1 - SMALLEST) for said in (before, now))
         divergence = (before.exp() * (before - now)).sum(1) + rest_before * (rest_before / rest_now).log()
         return self.weight * divergence.mean()
+
+
+def row_length(config: GPT2Config) -> int:
+    """Return how many ids a row has."""
+    return min(LENGTH, config.n_ctx)
 
 
 def _said(model: GPT2, ids: Tensor, places: Tensor) -> Tensor:

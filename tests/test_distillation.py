@@ -10,14 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_cli import invoke, save_tiny
+from helpers_cli import invoke, save_tiny, weights_of
 
 from gpt2chat import checkpoint
+from gpt2chat.checkpoint import Checkpoint
+from gpt2chat.cli.plan import drawn
 from gpt2chat.conversation import Example
 from gpt2chat.data import Dataset
-from gpt2chat.distillation import LENGTH, LIKELIEST, PLACES, ROWS, Distillation
+from gpt2chat.decoding import choose, runtime_of
+from gpt2chat.distillation import LENGTH, LIKELIEST, OWN, PLACES, ROWS, Distillation, row_length
+from gpt2chat.engine import Engine
 from gpt2chat.errors import CheckpointError
 from gpt2chat.model import GPT2
+from gpt2chat.templates import TEMPLATES
 from gpt2chat.training import TrainConfig, make_optimizer, train
 
 DOCUMENTS = [[random.Random(number).randrange(2000) for _ in range(40)] for number in range(300)]
@@ -103,3 +108,19 @@ def test_a_run_on_few_pairs_notes_and_resumes_exactly(tmp_path: Path, monkeypatc
     assert training and training["distillation"] is None
     refused = invoke("train", "--model", "tiny.pt", *common, "--distillation", "-1")
     assert refused.exit_code and "distillation: expected 0 to 100, got -1.0" in refused.stderr
+
+
+def test_a_model_draws_rows_of_its_own_and_they_are_noted_first(tiny_model: GPT2) -> None:
+    loaded = Checkpoint(tiny_model.config, weights_of(tiny_model), TEMPLATES["chat"])
+    rows = []
+    for _ in range(2):
+        with Engine(runtime_of(loaded, choose("cpu", "float32", "none"))) as engine:
+            rows.append(drawn(engine, DOCUMENTS))
+    assert rows[0] == rows[1] and len(rows[0]) == OWN
+    assert {len(row) for row in rows[0]} == {row_length(tiny_model.config)}
+    assert len({tuple(row) for row in rows[0]}) == OWN
+    notes = Distillation.taken(tiny_model, DOCUMENTS, 1.0, rows[0])
+    assert notes.ids[:OWN].tolist() == rows[0] and OWN < len(notes.ids) <= ROWS
+    assert (
+        notes.ids[OWN:].tolist() == Distillation.taken(tiny_model, DOCUMENTS, 1.0).ids[: len(notes.ids) - OWN].tolist()
+    )

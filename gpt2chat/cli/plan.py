@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from gpt2chat.cli.schedule import ROWS, check_interval, gets_more, most_time, sc
 from gpt2chat.cli.terminal import shortened
 from gpt2chat.conversation import Example, render
 from gpt2chat.data import Dataset, render_records, split
-from gpt2chat.distillation import Distillation
+from gpt2chat.decoding import choose, runtime_of
+from gpt2chat.distillation import OWN, Distillation, row_length
+from gpt2chat.engine import Engine
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.estimate import CONVERSATION_ROW, TEXT_BLOCK
 from gpt2chat.formats import Library
@@ -27,6 +30,7 @@ from gpt2chat.model import GPT2, MODEL_SIZES
 from gpt2chat.recall import Quiz
 from gpt2chat.records import Record, Report
 from gpt2chat.run import TURNS, Run, RunFiles, check_room, stored_settings
+from gpt2chat.sampling import GenerationConfig
 from gpt2chat.small_talk import small_talk
 from gpt2chat.templates import TEMPLATES, Template, template_named
 from gpt2chat.tokenizer import END_OF_TEXT, Tokenizer
@@ -343,7 +347,18 @@ def _distillation(
         return None
     tokenizer = Tokenizer.gpt2()
     talks = [render(talk, base.template, tokenizer).ids for talk in small_talk().conversations(TALKS)]
-    return Distillation.taken(model, talks, options["distillation"])
+    with Engine(runtime_of(base, choose(options["device"], "float32", "none"))) as engine:
+        own = drawn(engine, talks)
+    return Distillation.taken(model, talks, options["distillation"], own)
+
+
+def drawn(engine: Engine, documents: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return rows that a model writes behind single tokens of documents, at a temperature of 1."""
+    rng, length = random.Random(0), row_length(engine.runtime.config)
+    starts = [rng.choice(rng.choice(documents)) for _ in range(OWN)]
+    config = GenerationConfig(max_new_tokens=length - 1, temperature=1.0, top_k=0, top_p=1.0)
+    streams = [engine.submit([start], dataclasses.replace(config, seed=at)) for at, start in enumerate(starts)]
+    return [[start, *stream] for start, stream in zip(starts, streams, strict=True)]
 
 
 def _trainable(base: Checkpoint, dropout: float, device: torch.device) -> GPT2:
