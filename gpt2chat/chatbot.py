@@ -19,7 +19,7 @@ from gpt2chat.explanation import explain
 from gpt2chat.formats.rows import pairs_to_messages
 from gpt2chat.generation import Decoder
 from gpt2chat.grounding import FALLBACK, Grounded, Grounding, is_faq, settle, spoken
-from gpt2chat.matching import Matcher, as_taught, exchanges
+from gpt2chat.matching import Matcher, as_taught, asks_taught, exchanges
 from gpt2chat.model import MODEL_SIZES
 from gpt2chat.reply import Answer, Given, StreamingReply, Told
 from gpt2chat.runtime import Runtime
@@ -69,6 +69,8 @@ class GPT2Chatbot:
     ) -> None:
         if confidence is not None and not 0 <= confidence <= 1:
             raise ConfigError(f"confidence: expected a number from 0 to 1, got {confidence!r}")
+        if fallback is not None and not fallback.strip():
+            raise ConfigError(f"fallback: expected what is said instead, got {fallback!r}")
         if not isinstance(model_name, (str, type(None))):
             raise ConfigError(f"model_name: expected a name, got {model_name!r}")
         self.model_name = model_name or pretrained.DEFAULT_MODEL
@@ -371,6 +373,8 @@ class GPT2Chatbot:
         judge: Callable[[Answer], str | None] | None = None,
     ) -> StreamingReply:
         decoder, template = self.decoder, self.template
+        if self.match and is_faq(self.checkpoint.about) and asks_taught(messages, self.matcher):
+            generation = dataclasses.replace(generation, temperature=0.0)  # there is one right answer
         kept = self._fitted(messages, generation)
         prompt = render_prompt(kept if self.grounded else self._as_taught(kept), template, self.tokenizer)
 
@@ -410,10 +414,11 @@ class GPT2Chatbot:
         return self._given(ids, prompt, generation)
 
     def _written(self, messages: Conversation, generation: GenerationConfig) -> Reply | None:
-        """Return the answer that was written for such a message, if this model has such."""
-        if not self.match or self.fallback is not None or self.system:
+        """Return the answer that the model need not write, if there is one."""
+        if not self.match or self.fallback is not None:
             return None
-        return written(self.checkpoint.about, messages, generation, self.matcher if self._examples else None)
+        shown = self.matcher if self._examples else None
+        return written(self.checkpoint.about, messages, generation, shown, bool(self.system))
 
     def _given(
         self, ids: Sequence[int], prompt: Sequence[int], generation: GenerationConfig

@@ -139,6 +139,14 @@ class Matcher:
         """Whether a question asks for an answer that the model has learnt."""
         return self._understood(question)[1]
 
+    def shown(self, question: str, least: float) -> Match | None:
+        """Return the pair, shown and not learnt, that a question asks for, word for word or at least so surely."""
+        learnt = set(self.pairs[: self._trained])
+        for at, match in enumerate(self.match(question)):
+            if (match.question, match.answer) not in learnt and match.confidence >= (1.0 if at else least):
+                return match
+        return None
+
     def _understood(self, question: str) -> tuple[str, bool]:
         """Return a question as the model has learnt it, or as it is, and which of the two."""
         if question not in self._read:
@@ -302,10 +310,15 @@ def as_taught(messages: Sequence[Message], matcher: Matcher, alone: bool = False
 
     `alone`: it was taught without a conversation, so nothing but what the system says stands before the last one.
     """
-    if alone and messages and messages[-1].role == "user" and matcher.learnt(messages[-1].content):
+    if alone and asks_taught(messages, matcher):
         messages = [*(m for m in messages[:-1] if m.role == "system"), messages[-1]]
     asked = (m if m.role != "user" else replace(m, content=matcher.phrased(m.content)) for m in messages)
     return list(asked)
+
+
+def asks_taught(messages: Sequence[Message], matcher: Matcher) -> bool:
+    """Whether the last message asks for an answer that the model has learnt."""
+    return bool(messages) and messages[-1].role == "user" and matcher.learnt(messages[-1].content)
 
 
 def exchanges(messages: Sequence[Message]) -> list[Pair]:

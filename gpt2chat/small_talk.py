@@ -68,7 +68,13 @@ GRAVE = re.compile(
     r"|\bimmigrants?\b|\bgays?\b|\bracis|\bnazi|\bwar\b|\bdivorc|\bburn(?:ed|t) (?:down|by)|\bgo die|\btick\b",
     re.I,
 )
-TOO_GRAVE = "That is too grave for a small program. Please talk about it with somebody who knows, or whom you trust."
+UNTOLD = re.compile(
+    r"n't (?:said|told|mentioned|know)\b|\bno idea\b|\bnot told\b", re.I
+)  # says who was not told a thing
+TOO_GRAVE = (
+    "I'm sorry, that is too grave for a small program like me. "
+    "Please talk about it with somebody who knows, or whom you trust."
+)
 
 
 @dataclass(frozen=True)
@@ -205,14 +211,14 @@ class SmallTalk:
     def _told(self, message: str, earlier: Sequence[str], found: Sequence[Reply]) -> Reply | None:
         """Return what the user told earlier, if that is what a message asks for."""
         best = found[0] if found else Reply("", "", 0.0)
-        fact = best if best.tells else None
+        fact = next((each for each in found if each.tells and each.similarity == best.similarity), None)
         asked = message if fact else asked_back(message)
         if not asked:
             return None
         sentence, likeness = told_before(asked, earlier, fact.tells if fact else ())
         own = fact is not None or person(asked) < 0
         least, most = (TOLD, SAME) if own else (SURELY_TOLD, max(LEAST, likeness))
-        if likeness < least or (not fact and best.similarity > most):
+        if likeness < least or (not fact and best.similarity > most and not (own and UNTOLD.search(best.answer))):
             return None
         return Reply(sentence, quoted(sentence), likeness, told=True)
 
@@ -236,18 +242,29 @@ def has_small_talk(about: Mapping[str, Any]) -> bool:
 
 
 def written(
-    about: Mapping[str, Any], messages: Sequence[Message], generation: GenerationConfig, shown: Matcher | None = None
+    about: Mapping[str, Any],
+    messages: Sequence[Message],
+    generation: GenerationConfig,
+    shown: Matcher | None = None,
+    system: bool = False,
 ) -> Reply | None:
-    """Return the written answer to the last message, if a checkpoint says `about` itself that it has such.
+    """Return the answer to the last message that need not be written by the model, or none.
 
-    The model writes where it is told how (a system message) and where one of the pairs that it is `shown` is asked for.
+    One is that of a pair that it was `shown` and has not learnt; of an FAQ also where it is asked for in other words.
+    The others are small talk, if a checkpoint says `about` itself that it has such, and no `system` prompt how to talk.
     """
-    if not has_small_talk(about) or any(each.role == "system" and each.content for each in messages):
+    if not messages or messages[-1].role != "user":
+        return None
+    asked = messages[-1].content
+    if shown and (pair := shown.shown(asked, READ if about.get("faq") is True else 1.0)):
+        return Reply(pair.question, pair.answer, pair.similarity)
+    told_how = system or any(each.role == "system" and each.content for each in messages)
+    if not has_small_talk(about) or told_how:
         return None
     found = small_talk().find(messages, generation.temperature, generation.seed)
-    asked = shown.match(messages[-1].content, 1) if shown and found else []
-    nearer = found and asked and asked[0].confidence >= READ and asked[0].similarity >= found.similarity
-    return None if nearer or (asked and asked[0].confidence >= SHOWN) else found
+    near = shown.match(asked, 1) if shown and found else []
+    nearer = found and near and near[0].confidence >= READ and near[0].similarity >= found.similarity
+    return None if nearer or (near and near[0].confidence >= SHOWN) else found
 
 
 @cache

@@ -19,6 +19,7 @@ from gpt2chat import checkpoint
 from gpt2chat.chatbot import GPT2Chatbot
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import TEMPLATES, Message
+from gpt2chat.formats.rows import pairs_to_messages
 from gpt2chat.grounding import FALLBACK, Grounding
 from gpt2chat.matching import outside
 from gpt2chat.model import GPT2, GPT2Config
@@ -327,6 +328,27 @@ def test_an_ungrounded_server_reads_questions_as_the_bot_does(model: Path, match
             found = running.ask(question)
             assert found["choices"][0]["message"]["content"] == text
             assert bot.answer and found["usage"]["prompt_tokens"] == len(bot.answer.prompt)
+
+
+def test_a_taught_question_of_an_faq_is_not_drawn_and_what_was_shown_is_given(model: Path) -> None:
+    bot = GPT2Chatbot("demo", generation=GenerationConfig(temperature=1.5, max_new_tokens=8))
+    bot.load_model(model)
+    taught, other = "What are your opening hours?", "Who wrote Hamlet?"
+    greedy = bot.chat(taught, temperature=0)
+    examples = [{"user": "Is there a cat?", "bot": "Yes, Minka."}]
+    with served(model, generation=bot.generation, examples=pairs_to_messages(examples)) as running:
+        for seed in range(4):
+            bot.reset()
+            assert bot.chat(taught, seed=seed) == greedy
+            asked = running.ask(taught, seed=seed, n=2)
+            assert [choice["message"]["content"] for choice in asked["choices"]] == [greedy] * 2
+        assert len({bot.chat(other, seed=seed) for seed in range(4)}) > 1
+        bot.add_custom_examples(examples)
+        for question in ("Is there a cat?", "is there a CAT", "Do you have a cat?"):
+            assert bot.chat(question) == "Yes, Minka." == running.ask(question)["choices"][0]["message"]["content"]
+    undisturbed = GPT2Chatbot("demo", match=False, generation=bot.generation)
+    undisturbed.load_model(model)
+    assert len({undisturbed.chat(taught, seed=seed) for seed in range(4)}) > 1
 
 
 WAYS = ("{}", "please: {}", "hello, {}", "{} thanks", "tell me: {}", "sorry, {}", "so {}", "ok, {}")

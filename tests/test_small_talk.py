@@ -185,6 +185,21 @@ def test_what_was_told_of_something_else_is_not(said: list[str], word: str) -> N
     assert word not in answer(*said)
 
 
+@pytest.mark.parametrize(
+    ("told", "asked"),
+    [
+        ("I live in Porto", "where do I live?"),
+        ("i live in Porto", "do you know where I live?"),
+        ("my sister is called Porto", "what's my sister's name?"),
+        ("my sister is called Porto", "what is my sister's name?"),
+        ("I work in Porto", "Where do I work?"),
+    ],
+)
+def test_what_was_told_goes_before_a_written_answer_that_it_was_not(told: str, asked: str) -> None:
+    assert "Porto" in answer(told, asked)
+    assert "Porto" not in answer(asked)
+
+
 def test_the_later_of_two_names_counts_and_abbreviations_do_not_end_a_sentence() -> None:
     assert "Jerry" in answer("My name is Tom.", "My name is Jerry.", "What is my name?")
     assert "Whiskers" in answer("My cat is called Mr. Whiskers.", "What is my cat called?")
@@ -303,8 +318,10 @@ def test_the_model_writes_where_that_is_wanted(talker: Checkpoint, engine: Engin
     assert bot_of(talker, system="You are Max.").chat(said) != MOO
     shown = bot_of(talker)
     shown.add_custom_examples([{"user": said, "bot": "Muh."}])
-    shown.chat(said)
-    assert shown.reply is None
+    assert shown.chat(said) == "Muh." and shown.reply and shown.reply.similarity == 1
+    shown.system = "You are Max."
+    assert shown.chat("what sound does a cow make") == "Muh." and shown.chat("hello") and shown.reply is None
+    shown.system = None
     shown.reset()
     assert shown.chat("hello") and shown.reply
     with pytest.raises(ConfigError):

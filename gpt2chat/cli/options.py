@@ -173,9 +173,13 @@ def doubt_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_doubt(options: Mapping[str, Any]) -> None:
-    """Refuse a threshold for nothing; raises ConfigError."""
+    """Refuse a threshold for nothing and a fallback that says nothing; raises ConfigError."""
     from gpt2chat.errors import ConfigError
 
+    if options["fallback"] is not None and not options["fallback"].strip():
+        raise ConfigError(
+            f'fallback: expected what is said instead, as in --fallback "Please ask us.", got {options["fallback"]!r}'
+        )
     if options["confidence"] is not None and options["fallback"] is None and not options["grounded"]:
         raise ConfigError("confidence: expected --fallback or --grounded beside it, got neither")
 

@@ -40,7 +40,8 @@ def _understood(taught: Sequence[Pair]) -> Iterator[str]:
 
     matcher = Matcher(taught)
     declined = sum(matcher.match(question, 1)[0].confidence < matcher.threshold for question in outside())
-    yield f"with --fallback it declines {declined} of {len(outside())} general questions"
+    general = f"{declined} of {len(outside())} general questions"
+    yield f'with --fallback "Please ask us." it declines {general}, and makes up no answer'
     if found := left_out(taught):
         right, words = found
         yield f"{right.count} of {right.of} phrasings find their answer by the others (a word list: {words.count})"

@@ -73,6 +73,7 @@ async def _chat(
     config = wanted.generation(service.settings.generation, most)
     messages = [message.message() for message in wanted.messages]
     await unless_left(request.receive, _settle(request, messages))
+    config = service.drawing(messages, config)
     prompt, dropped = await service.prompt(messages, config.max_new_tokens)
     template = service.template
     stop = (*template.stop, *wanted.stops())

@@ -20,7 +20,7 @@ from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError, ContextError, EngineFull
 from gpt2chat.fleet import Fleet
 from gpt2chat.grounding import FALLBACK, Grounding, is_faq
-from gpt2chat.matching import Matcher, as_taught, exchanges
+from gpt2chat.matching import Matcher, as_taught, asks_taught, exchanges
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.server import nanochat
 from gpt2chat.server.answers import Answering, Judge, Pace, Question
@@ -246,21 +246,31 @@ class Service:
         return answers
 
     async def replies(self, messages: Sequence[Message], generation: GenerationConfig, count: int) -> list[Reply]:
-        """Return so many answers that were written for such a message, or none if this model has none for it.
+        """Return so many answers that the model need not write, or none if there is none.
 
         The seed of each is one more than that of the one before, as where the model draws several.
         """
         loaded, settings = self.opened()[0], self.settings
-        if not settings.match or settings.fallback is not None or settings.system or not has_small_talk(loaded.about):
+        if not settings.match or settings.fallback is not None:
             return []
         shown, replies = self.matcher if settings.examples else None, list[Reply]()
+        if not shown and not has_small_talk(loaded.about):
+            return []
         for number in range(count):
             seed = None if generation.seed is None else (generation.seed + number) % 2**63
             one = replace(generation, seed=seed)
-            if (reply := await asyncio.to_thread(written, loaded.about, messages, one, shown)) is None:
+            reply = await asyncio.to_thread(written, loaded.about, messages, one, shown, bool(settings.system))
+            if reply is None:
                 return []
             replies.append(reply)
         return replies
+
+    def drawing(self, messages: Sequence[Message], generation: GenerationConfig) -> GenerationConfig:
+        """Return how the answer is drawn: of a taught question of an FAQ not at all, as there is one right answer."""
+        faq = self.matcher is not None and is_faq(self.opened()[0].about)
+        if faq and self.matcher and asks_taught(messages, self.matcher):
+            return replace(generation, temperature=0.0)
+        return generation
 
     def give(self, question: Question, texts: Sequence[str]) -> list[Answering]:
         """Answer a question with these texts; raises ApiError."""

@@ -104,7 +104,8 @@ def teach(talk: Talk, argument: str) -> None:
     if not talk.bot.grounded:
         read = talk.bot.matcher.phrased(question.content) if talk.bot.match else question.content
         known = read if read != question.content else None
-    shown = "The model is shown it from now on, which is enough for large ones"
+    given = talk.bot.grounded or (talk.bot.match and talk.bot.fallback is None)
+    shown = f"{'It is given' if given else 'The model is shown it'} from now on"
     shown = shown if known is None else f"It is read as another way to ask {known!r} from now on"
     talk.screen.say(f"Taught, and kept in {talk.feedback.path}. {shown}; /retrain learns it.")
 
