@@ -25,7 +25,7 @@ from gpt2chat.reply import Answer, Given, StreamingReply, Told
 from gpt2chat.runtime import Runtime
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.small_talk import Reply, written
-from gpt2chat.taught import merged
+from gpt2chat.taught import latest, merged
 from gpt2chat.templates import Template, template_named
 from gpt2chat.tokenizer import Tokenizer
 
@@ -153,7 +153,7 @@ class GPT2Chatbot:
     def matcher(self) -> Matcher:
         """What finds the taught answer that a question asks for, among those of the model and of this object."""
         if self._matcher is None:
-            shown = dict.fromkeys(exchanges(self._examples))
+            shown = latest(exchanges(self._examples))
             pairs = merged(self.checkpoint.taught, shown)
             self._matcher = Matcher(pairs, trained=len(pairs) - len(shown))
         return self._matcher

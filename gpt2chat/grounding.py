@@ -15,12 +15,11 @@ from typing import Any
 from gpt2chat.engine import Engine
 from gpt2chat.explanation import explain
 from gpt2chat.generation import Decoder
-from gpt2chat.matching import PLAIN, Match, Matcher
+from gpt2chat.matching import Match, Matcher, likely
 from gpt2chat.taught import Pair
 from gpt2chat.tokenizer import Tokenizer
 
 FALLBACK = "I'm sorry, I don't know that."
-UNLIKELY = 0.01  # and below which it is not either
 CHOICE, SURENESS = 3.0, 0.25  # weights of a nat per token that the model finds an answer likelier than the others
 MOST_NATS = 4.0  # a difference beyond this says no more
 
@@ -72,12 +71,9 @@ class Grounding:
         text = matches[best].answer if given else self.fallback
         return Grounded(text, matches[best], sure, given, logprobs[best] if logprobs else None)
 
-    def candidates(self, question: str) -> list[Match]:
+    def candidates(self, question: str) -> Sequence[Match]:
         """Return the answers that the model is asked about; one alone is plain without it."""
-        matches = self.matcher.match(question)
-        if matches and matches[0].confidence >= PLAIN:
-            return matches[:1]
-        return [match for at, match in enumerate(matches) if at == 0 or match.confidence >= UNLIKELY]
+        return likely(self.matcher.match(question))
 
 
 def spoken(

@@ -34,6 +34,7 @@ NO_RIVAL = 0.5  # what the best other answer scores at least, also where there i
 MANY = 8  # phrasings per answer from which on a model finds the answer better than the nearest of them does
 READ = 0.3  # confidence from which on a question is read as the taught one
 PLAIN = 0.95  # confidence of a match from which on the model is not asked
+UNLIKELY = 0.01  # and below which it is not either
 SAID = 2.0  # weight of a nat that the model finds an answer likelier, where it knows many ways to ask
 LONGEST = 1000  # characters of a question that the model is asked about
 REMEMBERED = 4096  # questions whose phrasing is
@@ -105,10 +106,10 @@ class Matcher:
                 found.append(Match(*self.pairs[row], float(np.clip(likeness[0][row], 0, 1)), float(confidence)))
         return found[:most]
 
-    @property
+    @cached_property
     def has_many(self) -> bool:
-        """Whether so many ways to ask were taught that the model has a say in what is asked for."""
-        return len(self.pairs) >= MANY * len(self.answers)
+        """Whether so many ways to ask for most answers were taught that the model has a say in what is asked for."""
+        return bool(self.pairs) and float(np.median(np.bincount(self._owner))) >= MANY
 
     def phrased(self, question: str) -> str:
         """Return the taught phrasing of a question that asks for a taught answer; any other as it is."""
@@ -117,12 +118,12 @@ class Matcher:
         self.undecided(question)  # what is plain
         return self._decided.get(question, question)
 
-    def undecided(self, question: str) -> list[Match]:
+    def undecided(self, question: str) -> Sequence[Match]:
         """Return the answers among which the model has a say before `phrased` knows a question; none if it has not."""
-        if not self.pairs or not self.has_many or question in self._decided or len(question) > LONGEST:
+        if not self.has_many or question in self._decided or len(question) > LONGEST:
             return []
-        matches = self.match(question)
-        if READ <= matches[0].confidence < PLAIN and len(matches) > 1:
+        matches = likely(self.match(question))
+        if matches[0].confidence >= READ and len(matches) > 1:
             return matches
         self.decide(question, matches[:1])
         return []
@@ -303,6 +304,13 @@ class _Words:
         found = np.array(rare) * self._encoder.rarity(asked) / self._usual, near
         self._last = question, found
         return found
+
+
+def likely(matches: Sequence[Match]) -> Sequence[Match]:
+    """Return those of the best matches among which the model has a say: one alone is plain without it."""
+    if matches and matches[0].confidence >= PLAIN:
+        return matches[:1]
+    return [match for at, match in enumerate(matches) if at == 0 or match.confidence >= UNLIKELY]
 
 
 def as_taught(messages: Sequence[Message], matcher: Matcher, alone: bool = False) -> list[Message]:

@@ -50,11 +50,17 @@ SAME = 0.97  # likeness from which on a message is one that an answer was writte
 TOLD, SURELY_TOLD = 0.4, 0.55  # likeness of what was told to a question for it; to one that need not be for it
 
 DANGER = re.compile(
-    r"\bsuicid|\bkill(?:ing)? (?:my|your|him|her|them)\w*|\bself[- ]?harm|\b(?:hurt|cut|harm)(?:ting|ing)? my ?self"
+    r"\bsuicid|\bkill(?:ing)? (?:my|your|him|her|them)\w*|\bkms\b|\bself[- ]?harm"
+    r"|\b(?:hurt|cut|harm|starv)(?:ting|ing)? my ?self"
+    r"|\b(?:want|going|feel like|about) (?:to )?jump(?:ing)? (?:off|from|in front)"
     r"|\bend(?:ing)? (?:it all|my life)|\bwant to die|\bwanna die|\bbetter off dead|\bmiss me if|\boverdos"
-    r"|\bunconscious|\bpoison|\bswallowed|\bbleed|\bcan'?t breathe|\bheart attack|\bsmell gas|\bon fire|\brape|\babus"
-    r"|\b(?:hit|hits|beat|beats|hitting|beating) (?:me|my (?:child|kid|wife|mum|mom))|\bis missing|\bemergency"
-    r"|\bburned my",
+    r"|\btoo many (?:\w+ )?(?:pills?|tablets?)|\b(?:no reason|don'?t want|do not want) to (?:live|be alive)\b"
+    r"|\bunconscious|\b(?:is|was|got|been|i'm|am|ate|drank|swallowed) (?:\w+ )?poison|\bpoisoned\b"
+    r"|\bswallowed (?!my pride)|\bbleed|\bcan'?t breathe|\bheart attack|\bsmell gas"
+    r"|\b(?:house|home|kitchen|flat|car|hair|clothes|pan|room|i'?m|am|is) (?:is |are )?on fire\b(?! tonight)"
+    r"|\brape|\babus|\b(?:hits?|beats?|punch(?:es)?|kicks?|chok(?:es?|ing)|strangl\w+|slaps?|threatens?"
+    r"|hitting|beating|punching|kicking) (?:me|my (?:child|kid|son|daughter|wife|mum|mom))\b"
+    r"|\bis missing|\bemergency|\bburned my(?:self| (?:hand|arm|face|leg|finger|skin))",
     re.I,
 )
 IN_DANGER = (
@@ -62,15 +68,17 @@ IN_DANGER = (
     "If you feel bad, please talk to a person you trust, or to a crisis line."
 )
 GRAVE = re.compile(
-    r"\bdie[ds]?\b|\bdying\b|\bdead\b|\bdeath|\bfuneral|\bcancer|\bcoma\b|\bmiscarriage|\bdepress|\bpregnan|\bantidep"
-    r"|\bmedic|\bpills?\b|\bdose|\bdrugs?\b|\bvaccin|\bbleach|\bammonia|\bmushroom|\braw (?:meat|chicken|egg)"
-    r"|\bsea ?water|\bgun\b|\bbomb|\bjews?\b|\bjewish|\bmuslim|\bblack people|\bi'?m black|\bwhite people"
-    r"|\bimmigrants?\b|\bgays?\b|\bracis|\bnazi|\bwar\b|\bdivorc|\bburn(?:ed|t) (?:down|by)|\bgo die|\btick\b",
+    r"\bdie[ds]?\b|\bdying\b(?! (?:to|for)\b)|\bdead\b|\bdeath|\bfuneral|\bcancer|\bcoma\b|\bmiscarriage|\bdepress"
+    r"|\bpregnan|\bantidep|\bmedic|\bpills?\b|\bdose|\bdrugs?\b|\bvaccin|\bbleach|\bammonia"
+    r"|\b(?:pick|wild|forest|found|eat this|magic) ?mushroom|\braw (?:meat|chicken|egg)|\bsea ?water"
+    r"|\b(?:buy|have|own|carry|shoot|brought) (?:a |my |the )?gun\b(?! in\b)|\bbomb"
+    r"|\bjews?\b|\bjewish|\bmuslim|\bblack people|\bi'?m black|\bwhite people|\bimmigrants?\b|\bgays?\b|\bracis|\bnazi"
+    r"|\b(?:the|at|in|a|civil|world) war\b|\bdivorc|\bburn(?:ed|t) (?:down|by)|\bgo die|\ba tick\b",
     re.I,
 )
-UNTOLD = re.compile(
-    r"n't (?:said|told|mentioned|know)\b|\bno idea\b|\bnot told\b", re.I
-)  # says who was not told a thing
+UNTOLD = re.compile(  # says who was not told a thing
+    r"n't (?:said|told|mentioned|know)\b|\bno idea\b|\bnot told\b|\btell me\b|\bwasn't there\b", re.I
+)
 TOO_GRAVE = (
     "I'm sorry, that is too grave for a small program like me. "
     "Please talk about it with somebody who knows, or whom you trust."
@@ -218,7 +226,8 @@ class SmallTalk:
         sentence, likeness = told_before(asked, earlier, fact.tells if fact else ())
         own = fact is not None or person(asked) < 0
         least, most = (TOLD, SAME) if own else (SURELY_TOLD, max(LEAST, likeness))
-        if likeness < least or (not fact and best.similarity > most and not (own and UNTOLD.search(best.answer))):
+        denied = own and (likeness >= SURELY_TOLD or UNTOLD.search(best.answer))
+        if likeness < least or (not fact and best.similarity > most and not denied):
             return None
         return Reply(sentence, quoted(sentence), likeness, told=True)
 

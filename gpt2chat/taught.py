@@ -28,10 +28,15 @@ PLAIN = {code: chr(code).lower() if chr(code).isalnum() else " " for code in ran
 
 
 def merged(before: Sequence[Pair], learnt: Iterable[Pair]) -> list[Pair]:
-    """Return different pairs: those of `before` whose question was not taught anew, then those learnt."""
+    """Return different pairs: of `before` those whose question, however written, was not taught anew; those learnt."""
     new = dict.fromkeys(learnt)
-    questions = {question for question, _ in new}
-    return [*dict.fromkeys(pair for pair in before if pair[0] not in questions), *new]
+    questions = {fold(question) for question, _ in new}
+    return [*dict.fromkeys(pair for pair in before if fold(pair[0]) not in questions), *new]
+
+
+def latest(pairs: Iterable[Pair]) -> list[Pair]:
+    """Return the last pair of each question, however it is written."""
+    return list({fold(question): (question, answer) for question, answer in pairs}.values())
 
 
 def sampled(pairs: Sequence[Pair], most: int) -> list[Pair]:

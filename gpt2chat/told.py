@@ -15,6 +15,7 @@ import numpy as np
 from gpt2chat.matching import Matcher
 
 SENTENCE = re.compile(r"(?<!\bMr\.)(?<!\bDr\.)(?<!\bMs\.)(?<!\bSt\.)(?<!\bMrs\.)(?<!\b[A-Z]\.)(?<=[.!?])\s+|\n+")
+CLAUSE = re.compile(rf"{SENTENCE.pattern}|,? and (?=(?:i|i'm|my|we|our)\b)", re.I)
 ME = re.compile(r"\b(?:i|me|my|mine|i'm|im|i've|we|us|our|ours|we're)\b", re.I)
 YOU = re.compile(r"\b(?:you|your|yours|you're|u|ur)\b", re.I)
 REQUEST = re.compile(
@@ -82,7 +83,7 @@ def told_before(message: str, earlier: Sequence[str], tells: Sequence[str] = ())
     """Return the earlier sentence that answers a message best, and how like it is to it and to ways to tell it."""
     sentences, turns = list[str](), list[int]()
     for turn, said in enumerate(earlier):
-        for part in SENTENCE.split(said.replace("’", "'").strip()):
+        for part in CLAUSE.split(said.replace("’", "'").strip()):
             if part and len(part) <= LONGEST and not ASKING.search(part):
                 sentences, turns = [*sentences[-MOST:], part], [*turns[-MOST:], turn]
     if not sentences:

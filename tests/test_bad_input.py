@@ -184,7 +184,7 @@ CASES = {
     "chat: missing": Case("chat no.pt", BROKEN, "no.pt: no such file"),
     "chat: what is here is no model": Case("chat -p hello", BROKEN, "trained_model.pt"),
     "chat: unknown model": Case("chat gpt3", MISUSE, "'gpt3' is not known"),
-    "chat: an empty fallback": talk("-p hi --fallback ' '", "fallback: .*got"),
+    "chat: an empty fallback": talk("-p hi --fallback=", "fallback: .*got"),
     "chat: temperature -1": talk("--temperature -1", "temperature: .*got -1"),
     "chat: temperature nan": talk("--temperature nan", "temperature: .*got nan"),
     "chat: top_p 2": talk("--top_p 2", "top_p: .*got 2"),

@@ -27,8 +27,8 @@ from gpt2chat.errors import ConfigError
 from gpt2chat.explanation import explain
 from gpt2chat.formats import Library, Source
 from gpt2chat.generation import Decoder
-from gpt2chat.grounding import FALLBACK, PLAIN, UNLIKELY, Grounded, Grounding, is_faq, spoken
-from gpt2chat.matching import Match, Matcher, outside
+from gpt2chat.grounding import FALLBACK, Grounded, Grounding, is_faq, spoken
+from gpt2chat.matching import PLAIN, UNLIKELY, Match, Matcher, outside
 from gpt2chat.model import GPT2, GPT2Config
 from gpt2chat.records import Record
 from gpt2chat.tokenizer import Tokenizer

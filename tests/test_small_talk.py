@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError
 from gpt2chat.model import GPT2
 from gpt2chat.sampling import GenerationConfig
-from gpt2chat.small_talk import FILE, Group, SmallTalk, read, small_talk, written, written_out
+from gpt2chat.small_talk import DANGER, FILE, GRAVE, Group, SmallTalk, read, small_talk, written, written_out
 from gpt2chat.told import asked_back, person, quoted, told_before
 
 MOO = "Moo! Best said slowly, with grass in your mouth."
@@ -186,6 +187,30 @@ def test_what_was_told_of_something_else_is_not(said: list[str], word: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("said", "pattern"),
+    [
+        ("I feel like jumping off a bridge", DANGER),
+        ("i took too many sleeping tablets", DANGER),
+        ("my husband punches me", DANGER),
+        ("I don't want to live any more", DANGER),
+        ("my house is on fire", DANGER),
+        ("My grandmother died.", GRAVE),
+        ("my dog has a tick", GRAVE),
+        ("What do you think of mushroom pizza?", None),
+        ("Do you like War and Peace?", None),
+        ("I am dying to see that film", None),
+        ("How do I tick the box?", None),
+        ("I got a gun in Fortnite", None),
+        ("I burned my toast", None),
+        ("The band was on fire tonight!", None),
+    ],
+)
+def test_what_is_grave_is_told_from_what_only_sounds_so(said: str, pattern: re.Pattern[str] | None) -> None:
+    found = next((each for each in (DANGER, GRAVE) if each.search(said)), None)
+    assert found is pattern
+
+
+@pytest.mark.parametrize(
     ("told", "asked"),
     [
         ("I live in Porto", "where do I live?"),
@@ -193,6 +218,8 @@ def test_what_was_told_of_something_else_is_not(said: list[str], word: str) -> N
         ("my sister is called Porto", "what's my sister's name?"),
         ("my sister is called Porto", "what is my sister's name?"),
         ("I work in Porto", "Where do I work?"),
+        ("My name is Porto.", "Do you know my name?"),
+        ("I'm Carla and I live in Porto.", "Where do I live?"),
     ],
 )
 def test_what_was_told_goes_before_a_written_answer_that_it_was_not(told: str, asked: str) -> None:

@@ -139,7 +139,7 @@ def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str,
     if not path.exists() and best.is_file():
         raise CheckpointError(
             f"{path}: no such file: a run whose answers all come back keeps it only with --keep_state; "
-            f"train on from its weights with --model {best}"
+            f"train on from its weights with --model {shlex.quote(str(best))} --rehearse"
         )
     loaded = checkpoint.load(path)
     if loaded.training is None:

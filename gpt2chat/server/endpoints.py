@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -72,9 +73,8 @@ async def _chat(
     service.check_name(wanted.model)
     config = wanted.generation(service.settings.generation, most)
     messages = [message.message() for message in wanted.messages]
-    await unless_left(request.receive, _settle(request, messages))
+    prompt, dropped = await service.prompt(messages, config.max_new_tokens, partial(_settle, request))
     config = service.drawing(messages, config)
-    prompt, dropped = await service.prompt(messages, config.max_new_tokens)
     template = service.template
     stop = (*template.stop, *wanted.stops())
     needed = 0 if logprobs is None and service.settings.fallback else logprobs
@@ -142,8 +142,8 @@ async def _settle(request: Request, messages: Sequence[Message]) -> None:
         alone = render_prompt([message], template, tokenizer)
         if len(alone) < service.context_length:
             answers = [[*tokenizer.encode(template.lead + match.answer), tokenizer.end_id] for match in matches]
-            found = [sum(await _logprobs(request, alone, answer)) for answer in answers]
-            matcher.decide(message.content, matches, found)
+            found = [await unless_left(request.receive, _logprobs(request, alone, answer)) for answer in answers]
+            matcher.decide(message.content, matches, [sum(each) for each in found])
 
 
 async def completion(request: Request) -> Response:

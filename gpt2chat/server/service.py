@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from gpt2chat.server.limits import Limits
 from gpt2chat.server.metrics import Figures
 from gpt2chat.small_talk import Reply, has_small_talk, small_talk, written
 from gpt2chat.streams import Scores
-from gpt2chat.taught import merged
+from gpt2chat.taught import latest, merged
 from gpt2chat.templates import Template
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.version import __version__
@@ -97,7 +97,7 @@ class Service:
             small_talk().nearest("Are you ready yet?")  # so that nobody waits for it
         self._loaded, self.engine = loaded, Fleet(engines)
         try:
-            self._prompt([Message("user", "?")], self.settings.generation.max_new_tokens)
+            self._rendered(self._fit([Message("user", "?")], self.settings.generation.max_new_tokens)[0])
         except ContextError as error:
             raise ConfigError(f"system: expected a text that leaves room for questions: {error}") from None
 
@@ -106,7 +106,7 @@ class Service:
         settings = self.settings
         grounded = settings.fallback is not None and is_faq(loaded.about)
         grounded = grounded if settings.grounded is None else settings.grounded
-        own = dict.fromkeys(exchanges(settings.examples))
+        own = latest(exchanges(settings.examples))
         pairs = merged(loaded.taught, own)
         matcher = Matcher(pairs, trained=len(pairs) - len(own)) if pairs else None
         if grounded:
@@ -162,19 +162,30 @@ class Service:
             message = f"model {shown.strip()!r} is not served here, expected one of {', '.join(self.names)}"
             raise ApiError(404, message, param="model", code="model_not_found")
 
-    async def prompt(self, messages: Sequence[Message], max_new_tokens: int) -> tuple[list[int], int]:
+    async def prompt(
+        self,
+        messages: Sequence[Message],
+        max_new_tokens: int,
+        settle: Callable[[Sequence[Message]], Awaitable[None]] | None = None,
+    ) -> tuple[list[int], int]:
         """Return the ids of a chat that waits for an answer, and how many of its turns left to make it fit.
 
-        Raises ApiError 400 when the newest message alone does not fit.
+        What is left of it is settled before it is read as it was taught. Raises ApiError 400 when the newest message
+        alone does not fit.
         """
         loaded, _ = self.opened()
         most = loaded.config.n_ctx * LONGEST_TOKEN
         if len(messages[-1].content) > most:
             raise too_long(f"the message has {len(messages[-1].content)} characters, {most} cannot fit the context")
+        long = sum(len(message.content) for message in messages) > LONG
         try:
-            if sum(len(message.content) for message in messages) > LONG:
-                return await asyncio.to_thread(self._prompt, messages, max_new_tokens)
-            return self._prompt(messages, max_new_tokens)
+            if long:
+                kept, dropped = await asyncio.to_thread(self._fit, messages, max_new_tokens)
+            else:
+                kept, dropped = self._fit(messages, max_new_tokens)
+            if settle:
+                await settle(kept)
+            return await asyncio.to_thread(self._rendered, kept) if long else self._rendered(kept), dropped
         except ContextError as error:
             raise too_long(str(error)) from None
 
@@ -195,7 +206,8 @@ class Service:
             last = loaded.config.vocab_size - 1
             raise ApiError(400, f"prompt: expected token ids from 0 to {last}, got {max(ids)}", param="prompt")
 
-    def _prompt(self, messages: Sequence[Message], max_new_tokens: int) -> tuple[list[int], int]:
+    def _fit(self, messages: Sequence[Message], max_new_tokens: int) -> tuple[list[Message], int]:
+        """Return system prompt, examples and turns that fit, and how many turns do not; raises ContextError."""
         loaded, _ = self.opened()
         settings, n_ctx = self.settings, loaded.config.n_ctx
         system = [message for message in messages if message.role == "system" and message.content]
@@ -204,18 +216,24 @@ class Service:
         live = [message for message in messages if message.role != "system"]
         examples = [*loaded.examples, *settings.examples]
         length = min(loaded.trained_length or n_ctx, settings.max_length or n_ctx)
-        template = self.template
-        kept, _ = fit_context([*system, *examples], live, template, self.tokenizer, length, n_ctx, max_new_tokens)
+        pinned = [*system, *examples]
+        kept, _ = fit_context(pinned, live, self.template, self.tokenizer, length, n_ctx, max_new_tokens)
         mine = set(map(id, live))
         shown = [message for message in kept if id(message) in mine]
+        return list(kept), len(turns(live)) - len(turns(shown))
+
+    def _rendered(self, messages: Sequence[Message]) -> list[int]:
+        """Return the ids of what fits, asked as it was taught; raises ContextError."""
+        loaded, _ = self.opened()
+        most = self.settings.max_length or loaded.config.n_ctx
         if self.matcher:
-            kept = as_taught(kept, self.matcher, is_faq(loaded.about))
-        prompt = render_prompt(kept, template, self.tokenizer)
-        if len(prompt) > (settings.max_length or n_ctx):
-            beside = " with its system prompt" if system else ""
+            messages = as_taught(messages, self.matcher, is_faq(loaded.about))
+        prompt = render_prompt(messages, self.template, self.tokenizer)
+        if len(prompt) > most:
+            beside = " with its system prompt" if messages[0].role == "system" else ""
             found = f"the message has {len(prompt)} tokens{beside}"
-            raise ContextError(f"{found}, at most {settings.max_length} are taken here")
-        return prompt, len(turns(live)) - len(turns(shown))
+            raise ContextError(f"{found}, at most {self.settings.max_length} are taken here")
+        return prompt
 
     @property
     def template(self) -> Template:
