@@ -73,6 +73,14 @@ class QuestionEncoder:
         """Return how rare each word is in English, from near 0 for the most usual to 1 for one that has no row."""
         return self._rarity[[self._rows.get(word, 0) - 1 for word in spelt]]
 
+    def reads(self, questions: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Return whether there is anything in each question but single characters that it does not know, (N,)."""
+        return np.array([bool(self.knows(words(question)).any()) for question in questions], bool)
+
+    def knows(self, spelt: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Return whether each word says anything: one or two characters without a row, as of another script, do not."""
+        return np.array([word in self._rows or len(word) > 2 for word in spelt], bool)
+
     def mixed(self, likeness: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return the sum of the three likenesses (3, N) of `matching`, each with the weight that served best."""
         return self._mix @ likeness

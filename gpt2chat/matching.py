@@ -73,7 +73,7 @@ class Matcher:
         for at, (question, _) in enumerate(self.pairs):
             self._exact.setdefault(fold(question), {}).setdefault(int(self._owner[at]), at)
         asked = [question for question, _ in self.pairs]
-        self._vectors = self._encoder.encode(asked)
+        self._vectors = self._encode(asked)
         self._words = _Words(asked, self._encoder)
         self.spelling = Taught(self.pairs)
         self._trained = len(self.pairs) if trained is None else trained
@@ -169,11 +169,15 @@ class Matcher:
 
     def likenesses(self, question: str) -> Numbers:
         """Return how like a question is to each taught one: of meaning, word by word, and of spelling; (3, N)."""
-        meaning = (self._vectors @ self._encoder.encode([question])[0]).astype(np.float64)
+        meaning = (self._vectors @ self._encode([question])[0]).astype(np.float64)
         spelling, word_by_word = self.spelling.similarities(question), np.zeros(len(self.pairs))
         rows = np.argsort(-(meaning + spelling), kind="stable")[:CLOSER]
         word_by_word[rows] = self._words.likeness(question, rows)
         return np.stack([meaning, word_by_word, spelling])
+
+    def _encode(self, questions: Sequence[str]) -> Vectors:
+        """Return vectors of questions, zeros where the encoder can read none of it: there only spelling counts."""
+        return self._encoder.encode(questions) * self._encoder.reads(questions)[:, None]
 
     def uncovered(self, question: str, row: int) -> tuple[float, float]:
         """Return how much the weightiest word of each of the two questions has nothing like it in the other."""
@@ -263,7 +267,7 @@ class _Words:
         self._rare = np.log((1 + len(split)) / (1 + found)) + 1
         self._usual = np.log(1 + len(split)) + 1  # of a word that no question holds
         self._weights = self._rare * questions_encoder.rarity(known) / self._usual
-        self._vectors = questions_encoder.word_vectors(known)
+        self._vectors = questions_encoder.word_vectors(known) * questions_encoder.knows(known)[:, None]
         longest = max(map(len, split), default=1)
         self._places = np.zeros((len(split), longest), np.int64)
         self._there = np.zeros((len(split), longest))
@@ -298,6 +302,7 @@ class _Words:
         rare = [self._rare[self._numbers[word]] if word in self._numbers else self._usual for word in asked]
         near = (self._encoder.word_vectors(asked) @ self._vectors.T).astype(np.float64)
         near[near < NEAR] = 0
+        near[~self._encoder.knows(asked)] = 0
         for row, word in enumerate(asked):
             if word in self._numbers:
                 near[row, self._numbers[word]] = 1

@@ -69,7 +69,7 @@ class Sequenced:
 
     def new(self) -> GPT2Chatbot:
         """A bot that was told the same and has computed nothing."""
-        bot = GPT2Chatbot("demo", notice=lambda line: None, generation=GenerationConfig(max_new_tokens=3))
+        bot = GPT2Chatbot("demo", notice=lambda line: None, match=False, generation=GenerationConfig(max_new_tokens=3))
         bot.use(self.loaded)
         bot.set_template(self.template)
         bot.add_custom_examples(self.examples)

@@ -365,6 +365,16 @@ def test_what_was_taught_alone_is_asked_alone_behind_what_the_system_says() -> N
     assert as_taught([], matcher, alone=True) == []
 
 
+def test_what_the_encoder_cannot_read_is_like_nothing_but_itself() -> None:
+    taught = [("مرحبا", "أهلا"), ("日本語?", "はい"), ("Привет", "Здравствуйте"), *SHOP]
+    matcher = Matcher(taught)
+    for question in ("xylophone quartz jukebox", "🦉", "سلام", "你好"):
+        assert np.abs(matcher.likenesses(question)[0][[0, 2]]).max() == 0
+        assert matcher.match(question)[0].confidence < matcher.threshold
+    for question, answer in taught:
+        assert matcher.match(question)[0] == Match(question, answer, 1.0, 1.0)
+
+
 WAYS = ("{}", "please: {}", "hello, {}", "{} thanks", "tell me: {}", "sorry, {}", "so {}", "ok, {}")
 MANY_WAYS = [(way.format(question), answer) for question, answer in SHOP for way in WAYS]
 
