@@ -187,7 +187,7 @@ def places_of(served: Served) -> dict[str, tuple[Any, str]]:
         "memory.note": (engine._memory, "note"),
         "memory.release": (engine._memory, "release"),
         "engine.join": (engine, "_join"),
-        "prompt": (served.service, "_prompt"),
+        "prompt": (served.service, "_rendered"),
         "writing": (shapes.ChatShape, "_choice"),
     }
 
