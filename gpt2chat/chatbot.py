@@ -19,13 +19,12 @@ from gpt2chat.explanation import explain
 from gpt2chat.formats.rows import pairs_to_messages
 from gpt2chat.generation import Decoder
 from gpt2chat.grounding import FALLBACK, Grounded, Grounding, is_faq, settle, spoken
-from gpt2chat.matching import Matcher, as_taught, asks_taught, exchanges
+from gpt2chat.matching import Matcher, as_taught, asks_taught, matcher_of
 from gpt2chat.model import MODEL_SIZES
 from gpt2chat.reply import Answer, Given, StreamingReply, Told
 from gpt2chat.runtime import Runtime
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.small_talk import Reply, written
-from gpt2chat.taught import latest, merged
 from gpt2chat.templates import Template, template_named
 from gpt2chat.tokenizer import Tokenizer
 
@@ -153,9 +152,7 @@ class GPT2Chatbot:
     def matcher(self) -> Matcher:
         """What finds the taught answer that a question asks for, among those of the model and of this object."""
         if self._matcher is None:
-            shown = latest(exchanges(self._examples))
-            pairs = merged(self.checkpoint.taught, shown)
-            self._matcher = Matcher(pairs, trained=len(pairs) - len(shown))
+            self._matcher = matcher_of(self.checkpoint.taught, self._examples)
         return self._matcher
 
     def _adopt(self, loaded: Checkpoint, runtime: Runtime, engine: Engine | None = None) -> None:
@@ -373,7 +370,8 @@ class GPT2Chatbot:
         judge: Callable[[Answer], str | None] | None = None,
     ) -> StreamingReply:
         decoder, template = self.decoder, self.template
-        if self.match and is_faq(self.checkpoint.about) and asks_taught(messages, self.matcher):
+        faq = self.match and not self.grounded and is_faq(self.checkpoint.about)
+        if faq and asks_taught(messages, self.matcher):
             generation = dataclasses.replace(generation, temperature=0.0)  # there is one right answer
         kept = self._fitted(messages, generation)
         prompt = render_prompt(kept if self.grounded else self._as_taught(kept), template, self.tokenizer)

@@ -75,11 +75,14 @@ class QuestionEncoder:
 
     def reads(self, questions: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Return whether there is anything in each question but single characters that it does not know, (N,)."""
-        return np.array([bool(self.knows(words(question)).any()) for question in questions], bool)
+        return np.array([any(map(self._says, words(question))) for question in questions], bool)
 
     def knows(self, spelt: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Return whether each word says anything: one or two characters without a row, as of another script, do not."""
-        return np.array([word in self._rows or len(word) > 2 for word in spelt], bool)
+        return np.array([self._says(word) for word in spelt], bool)
+
+    def _says(self, word: str) -> bool:
+        return len(word) > 2 or word in self._rows
 
     def mixed(self, likeness: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return the sum of the three likenesses (3, N) of `matching`, each with the weight that served best."""

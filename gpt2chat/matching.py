@@ -19,7 +19,7 @@ import numpy as np
 
 from gpt2chat.conversation import Message
 from gpt2chat.encoder import QuestionEncoder, Vectors, encoder, words
-from gpt2chat.taught import Numbers, Pair, Places, Taught, fold
+from gpt2chat.taught import Numbers, Pair, Places, Taught, fold, latest, merged
 
 OUTSIDE = Path(__file__).with_name("assets") / "outside.txt"
 CANDIDATES = 5  # answers that are looked at closely
@@ -332,6 +332,13 @@ def as_taught(messages: Sequence[Message], matcher: Matcher, alone: bool = False
 def asks_taught(messages: Sequence[Message], matcher: Matcher) -> bool:
     """Whether the last message asks for an answer that the model has learnt."""
     return bool(messages) and messages[-1].role == "user" and matcher.learnt(messages[-1].content)
+
+
+def matcher_of(taught: Sequence[Pair], shown: Sequence[Message]) -> Matcher:
+    """Return what finds the answers that a model was taught and those of the examples that it is shown."""
+    pairs = latest(exchanges(shown))
+    together = merged(taught, pairs)
+    return Matcher(together, trained=len(together) - len(pairs))
 
 
 def exchanges(messages: Sequence[Message]) -> list[Pair]:

@@ -20,7 +20,7 @@ from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError, ContextError, EngineFull
 from gpt2chat.fleet import Fleet
 from gpt2chat.grounding import FALLBACK, Grounding, is_faq
-from gpt2chat.matching import Matcher, as_taught, asks_taught, exchanges
+from gpt2chat.matching import Matcher, as_taught, asks_taught, matcher_of
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.server import nanochat
 from gpt2chat.server.answers import Answering, Judge, Pace, Question
@@ -30,7 +30,6 @@ from gpt2chat.server.limits import Limits
 from gpt2chat.server.metrics import Figures
 from gpt2chat.small_talk import Reply, has_small_talk, small_talk, written
 from gpt2chat.streams import Scores
-from gpt2chat.taught import latest, merged
 from gpt2chat.templates import Template
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.version import __version__
@@ -106,9 +105,7 @@ class Service:
         settings = self.settings
         grounded = settings.fallback is not None and is_faq(loaded.about)
         grounded = grounded if settings.grounded is None else settings.grounded
-        own = latest(exchanges(settings.examples))
-        pairs = merged(loaded.taught, own)
-        matcher = Matcher(pairs, trained=len(pairs) - len(own)) if pairs else None
+        matcher = matcher_of(loaded.taught, settings.examples) or None
         if grounded:
             fallback = FALLBACK if settings.fallback is None else settings.fallback
             self.grounding = Grounding(matcher or Matcher([]), fallback, settings.threshold)
