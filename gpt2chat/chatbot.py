@@ -128,25 +128,30 @@ class GPT2Chatbot:
 
     def _open(self, name: str, read: Callable[[str], Checkpoint]) -> None:
         loaded, runtime = open_model(name, self._choice(), read)
-        judge = judge_of(name, loaded.taught, self._notice) if self.fallback is not None else None
+        doubts, grounded = self.fallback is not None or bool(self._grounded), self._grounds(loaded)
+        judge = judge_of(name, loaded.taught, self._notice, grounded) if doubts else None
         self._adopt(loaded, runtime)
         self._judge = judge
 
     @property
     def threshold(self) -> float:
-        """How sure an answer must be to be given: as asked for; if grounded, as matching has it; else as measured."""
+        """How sure an answer must be to be given: as asked for, else as measured, else as matching has it."""
         if self._confidence is not None:
             return self._confidence
-        if self.grounded:
+        if self.grounded and not (self._judge and self._judge.calibration):
             return self.matcher.threshold
         return self._judge.threshold if self._judge else UNMEASURED
 
     @property
     def grounded(self) -> bool:
         """Whether answers are the taught ones word for word, or the fallback."""
+        return self._grounds(self.checkpoint)
+
+    def _grounds(self, loaded: Checkpoint) -> bool:
+        """Whether the answers of a model are grounded."""
         if self._grounded is not None:
             return self._grounded
-        return self.fallback is not None and is_faq(self.checkpoint.about)
+        return self.fallback is not None and is_faq(loaded.about)
 
     @property
     def matcher(self) -> Matcher:
@@ -404,7 +409,7 @@ class GPT2Chatbot:
         self, prompt: Sequence[int], messages: Conversation, generation: GenerationConfig
     ) -> tuple[Iterator[int], Told]:
         """Choose a taught answer, or the fallback; return its ids."""
-        grounding = Grounding(self.matcher, FALLBACK if self.fallback is None else self.fallback, self._confidence)
+        grounding = Grounding(self.matcher, FALLBACK if self.fallback is None else self.fallback, self.threshold)
         source = self._engine or self.decoder
         alone, _ = self._fit([m for m in messages[:-1] if m.role == "system"] + [messages[-1]], generation)
         asked = render_prompt(alone, self.template, self.tokenizer)

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ EVIDENCE = ("mean", "least", "similarity", "margin")
 # model that keeps no taught questions only the constant and the first two count.
 FIXED = (-1.8, 0.15, 0.3, 0.9, 0.5)
 FIXED_ALONE = (-1.2, 0.3, 0.5, 0.0, 0.0)
+AS_MATCHED = (0.0, 0.0, 0.0, 1.0, 0.0)  # of a grounded answer: as sure as its match
 UNMEASURED = 0.5  # how sure an answer must be when nothing was measured
 DOUBT = 0.01  # that stays of a match, however sure
 SURE = 1e-4  # a doubt that is as good as none
@@ -37,12 +39,16 @@ FORM = "gpt2chat confidence 2"
 
 @dataclass(frozen=True)
 class Case:
-    """An answer to a held-out question, the log-probability of each of its tokens, and whether it is right."""
+    """An answer to a held-out question, the log-probability of each of its tokens, and whether it is right.
+
+    `confidence` is how sure a grounded bot was of it, None for an answer in the model's own words.
+    """
 
     question: str
     answer: str
     logprobs: Sequence[float]
     right: bool
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Calibration:
     `weights` are a constant and one for each of EVIDENCE. The curve is honest: each pair's confidence comes from a fit
     that has not seen it. `right` of the `pairs` were answered exactly; `known` of their questions had been taught.
     `checkpoint` is what `packs.identity` says of the model's file, or None; `taught_sha256` tells its pairs apart.
+    `grounded`: the answers were taught ones word for word.
     """
 
     model: str
@@ -77,6 +84,7 @@ class Calibration:
     coverage: float
     precision: float
     curve: tuple[Point, ...]
+    grounded: bool = False
 
     @property
     def decided_rightly(self) -> float:
@@ -93,6 +101,7 @@ class Calibration:
         """Rebuild from `to_dict`; raises DataError, without the place, for anything else."""
         if not isinstance(data, dict) or data.get("format") != FORM:
             raise DataError(f"expected a calibration ({FORM!r}), found something else")
+        data = {"grounded": False, **data}
         types = {field.name: _TYPES[field.name] for field in fields(cls)}
         if set(data) != {"format", *types}:
             raise DataError(f"expected the fields {sorted(types)}, found {sorted(map(str, set(data) - {'format'}))}")
@@ -115,13 +124,16 @@ class Calibration:
         with atomic_writer(path) as file:
             file.write((json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n").encode("utf-8", "replace"))
 
-    def misfit(self, checkpoint: str | None, pairs: Sequence[Pair]) -> str | None:
+    def misfit(self, checkpoint: str | None, pairs: Sequence[Pair], grounded: bool = False) -> str | None:
         """Say in one line why this is not of the model with this `packs.identity` and these pairs; None if it is."""
         again = "measure anew with gpt2chat eval CHECKPOINT --conversation_file HELDOUT --calibrate"
         if checkpoint and self.checkpoint and checkpoint != self.checkpoint:
             return f"confidence was measured on other weights than these ({self.model}): {again}"
         if self.taught_sha256 != pairs_sha256(pairs):
             return f"confidence was measured with {self.taught} taught pairs, not these {len(pairs)}: {again}"
+        if self.grounded != grounded:
+            of = "grounded answers" if self.grounded else "answers in the model's own words"
+            return f"confidence was measured for {of}: {again} --{'' if grounded else 'no_'}grounded"
         return None
 
 
@@ -132,6 +144,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("threshold", "coverage", "precision"), _NUMBER),
     **dict.fromkeys(("weights", "curve"), (list,)),
     "checkpoint": (str, type(None)),
+    "grounded": (bool,),
 }
 
 
@@ -182,10 +195,15 @@ class Judge:
     """Says how likely an answer is right, given what the model was taught."""
 
     def __init__(self, pairs: Iterable[Pair] | Matcher, calibration: Calibration | None = None) -> None:
-        self.matcher = pairs if isinstance(pairs, Matcher) else Matcher(pairs)
+        self._pairs = pairs if isinstance(pairs, Matcher) else list(pairs)
         self.calibration = calibration
-        fixed = FIXED if len(self.matcher) else FIXED_ALONE
+        fixed = FIXED if len(self._pairs) else FIXED_ALONE
         self.weights = calibration.weights if calibration else fixed
+
+    @cached_property
+    def matcher(self) -> Matcher:
+        """What finds the taught answers; made when it is first asked."""
+        return self._pairs if isinstance(self._pairs, Matcher) else Matcher(self._pairs)
 
     @property
     def threshold(self) -> float:
@@ -215,11 +233,11 @@ class Judge:
         return float(_sigmoid(_sums(self.evidence(question, answer, logprobs)[None], np.array(self.weights)))[0])
 
 
-def judge_of(name: str | None, taught: Sequence[Pair], notice: Callable[[str], None]) -> Judge:
+def judge_of(name: str | None, taught: Sequence[Pair], notice: Callable[[str], None], grounded: bool = False) -> Judge:
     """Return what says how sure an answer of a model is: as it was measured for its file, if it was."""
     path = pretrained.checkpoint_file(name) if name else None
     calibration = load_calibration(path) if path and not pretrained.is_bundled(path) else None
-    misfit = calibration.misfit(packs.identity(path), taught) if calibration and path else None
+    misfit = calibration.misfit(packs.identity(path), taught, grounded) if calibration and path else None
     if misfit:
         notice(misfit)
     return Judge(taught, None if misfit else calibration)
@@ -315,15 +333,23 @@ def pick(curve: Sequence[Point], coverage: float | None = None, precision: float
 
 def as_it_is(judge: Judge, cases: Sequence[Case], coverage: float) -> tuple[float, float]:
     """Return how well a judge does on cases: the share rightly given or declined, and the precision at a coverage."""
-    sure = [judge.confidence(case.question, case.answer, case.logprobs) for case in cases]
+    sure = [_confidence(judge, case) for case in cases]
     right = sum((sure[at] >= judge.threshold) == case.right for at, case in enumerate(cases)) / max(1, len(cases))
     return right, at_coverage(risk_coverage(sure, [case.right for case in cases]), coverage).precision
+
+
+def _confidence(judge: Judge, case: Case) -> float:
+    if case.confidence is not None:
+        return case.confidence
+    return judge.confidence(case.question, case.answer, case.logprobs)
 
 
 def calibrate(
     judge: Judge, cases: Sequence[Case], coverage: float | None = None, precision: float | None = None, **about: Any
 ) -> Calibration:
     """Fit the weights to held-out cases and choose a threshold; `about` fills in the fields that name model and data.
+
+    For grounded answers, whose confidence stands, only the threshold is chosen.
 
     Raises DataError for cases that nothing can be learnt from.
     """
@@ -335,9 +361,13 @@ def calibrate(
         raise DataError(
             f"calibrate: expected right and wrong answers among the {count} held-out pairs, found that {found}"
         )
-    evidence = np.array([judge.evidence(case.question, case.answer, case.logprobs) for case in cases])
-    right = np.array([case.right for case in cases], np.float64)
-    curve = risk_coverage(out_of_fold(evidence, right).tolist(), [case.right for case in cases])
+    grounded = all(case.confidence is not None for case in cases)
+    weights, sure = AS_MATCHED, [case.confidence or 0.0 for case in cases]
+    if not grounded:
+        evidence = np.array([judge.evidence(case.question, case.answer, case.logprobs) for case in cases])
+        right = np.array([case.right for case in cases], np.float64)
+        weights, sure = tuple(fitted(evidence, right).tolist()), out_of_fold(evidence, right).tolist()
+    curve = risk_coverage(sure, [case.right for case in cases])
     chosen = pick(curve, coverage, precision)
     steps = dict.fromkeys(at_coverage(curve, (i + 1) / CURVE_POINTS) for i in range(CURVE_POINTS))
     questions = {fold(question) for question, _ in judge.matcher.pairs}
@@ -348,9 +378,10 @@ def calibrate(
         pairs=count,
         right=count - wrong,
         known=sum(fold(case.question) in questions for case in cases),
-        weights=tuple(fitted(evidence, right).tolist()),
+        weights=weights,
         threshold=chosen.threshold,
         coverage=chosen.coverage,
         precision=chosen.precision,
         curve=tuple(steps),
+        grounded=grounded,
     )

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2chat import checkpoint, confidence, packs
+from gpt2chat.chatbot import GPT2Chatbot
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.confidence import (
     EVIDENCE,
@@ -286,6 +287,20 @@ def test_one_of_another_model_is_told(calibration: Calibration) -> None:
     assert calibration.misfit(None, PAIRS) is None
     assert "other weights" in (calibration.misfit("abd", PAIRS) or "")
     assert "3 taught pairs, not these 2" in (calibration.misfit("abc", PAIRS[:2]) or "")
+    assert (calibration.misfit("abc", PAIRS, grounded=True) or "").endswith("--calibrate --grounded")
+
+
+def test_of_grounded_answers_only_the_threshold_is_chosen() -> None:
+    rng = np.random.default_rng(0)
+    sure = rng.random(200).tolist()
+    made = [Case("What?", "At nine.", (), bool(rng.random() < each), each) for each in sure]
+    found = calibrate(Judge(PAIRS), made, **ABOUT)
+    assert found.grounded
+    assert found.threshold in sure
+    assert 0.4 < found.threshold < 0.6  # where right and wrong are equally likely
+    assert Calibration.from_dict(found.to_dict()) == found
+    older = {name: value for name, value in found.to_dict().items() if name != "grounded"}
+    assert not Calibration.from_dict(older).grounded
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
@@ -340,6 +355,34 @@ def test_the_command_writes_a_receipt_and_shows_the_curve(bot: Path, tmp_path: P
     assert [row["coverage"] for row in printed["confidence"]["table"]] == [1.0, 0.95, 0.9, 0.8, 0.7, 0.5]
     assert load_calibration(other) == Calibration.from_dict(json.loads(other.read_text("utf-8")))
     assert printed["confidence"]["coverage"] == 1.0  # two of three are right, so all may be answered
+
+
+def test_a_grounded_bot_goes_by_what_was_measured_for_it(bot: Path, tmp_path: Path) -> None:
+    loaded = checkpoint.load(bot)
+    pairs = [(f"Where is the {what}?", f"Behind the {what}.") for what in ("cinema", "garden", "bakery", "station")]
+    faq = tmp_path / "faq.pt"
+    checkpoint.save(dataclasses.replace(loaded, taught=pairs, about={"faq": True}), faq)
+    ways = ("Tell me where the {} is", "where is that {}", "the {}, where is it", "Where do I find the {}?", "{} where")
+    held = [{"user": way.format(a.split()[-1][:-1]), "bot": a} for _, a in pairs for way in ways]
+    held += [{"user": f"Who ate the soup of {n} giants?", "bot": "No."} for n in range(12)]
+    faq.with_name("held.json").write_text(json.dumps(held), "utf-8")
+    before = GPT2Chatbot(str(faq), fallback="No idea.").threshold
+
+    asked = ("--calibrate", "--coverage", 0.5, "--json")
+    result = evaluate(faq, *asked)
+    assert result.exit_code == 0, result.stderr
+    assert "judging taught answers word for word" in result.stderr
+    said = json.loads(result.stdout)["confidence"]
+    assert (said["grounded"], said["right"]) == (True, 20)  # the model itself says Yes. to everything
+    bot_after = GPT2Chatbot(str(faq), fallback="No idea.")
+    bot_after.open(str(faq))
+    assert bot_after.threshold == said["threshold"] != before
+    answers = [bot_after.chat(row["user"]) for row in held]
+    given = [answer for answer in answers if answer != "No idea."]
+    assert len(given) == round(said["coverage"] * len(held)) and "Behind the bakery." in given
+    own = GPT2Chatbot(str(faq), fallback="No idea.", grounded=False, notice=(remarks := []).append)
+    own.open(str(faq))
+    assert "measured for grounded answers" in remarks[0]
 
 
 def test_an_older_model_is_given_what_it_was_taught(bot: Path, tmp_path: Path) -> None:

@@ -375,20 +375,20 @@ def calibrated(*options: object) -> tuple[dict[str, Any], str]:
 
 
 def test_what_does_worse_is_not_saved_and_what_is_there_stays(held: Path) -> None:
-    good, said = calibrated()
+    good, said = calibrated("--no_grounded")
     assert good["saved"] is True and good["compared"]["now"] >= good["compared"]["before"]
     assert f"saved {good['receipt']}: " in said and load_calibration(held) is not None
     before = receipt_path(held).read_bytes()
     rows = json.loads((held.parent / "held.json").read_text("utf-8"))
     rows = [*[{"user": f"Can I pay by card {n}?", "bot": "Yes."} for n in range(30, 59)], rows[-1]]
     (held.parent / "held.json").write_text(json.dumps(rows), "utf-8")
-    worse, said = calibrated()  # a single wrong answer, which a fit that has not seen it takes for right
+    worse, said = calibrated("--no_grounded")  # a single wrong answer, which a fit that has not seen it takes for right
     assert worse["compared"]["now"] < worse["compared"]["before"]
     assert worse["saved"] is False and "not saved, as what is in use does better" in said
     assert receipt_path(held).read_bytes() == before
 
 
-@pytest.mark.parametrize("options", [["--precision", 0.99], ["--coverage", 1], []])
+@pytest.mark.parametrize("options", [["--precision", 0.99], ["--coverage", 1], [], ["--no_grounded"]])
 def test_a_receipt_is_there_if_and_only_if_it_is_no_worse(held: Path, tmp_path: Path, options: list[object]) -> None:
     receipt = tmp_path / "mine.json"
     found, _ = calibrated(*options, "--receipt", receipt)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gpt2chat.confidence import Calibration, Case
     from gpt2chat.conversation import Message
     from gpt2chat.evaluation import Reply
+    from gpt2chat.matching import Matcher
     from gpt2chat.runtime import Runtime
     from gpt2chat.taught import Pair
 
@@ -99,18 +100,29 @@ def calibrated(
     receipt: Path | None,
     taught: Sequence[Path],
     encoding: str | None,
+    grounded: bool | None,
     **_: Any,
 ) -> dict[str, Any]:
-    """Fit confidence to the answers that a model gave, write the receipt, and return what is shown of it."""
+    """Fit confidence to the answers that a model gave, write the receipt, and return what is shown of it.
+
+    Where a bot with a fallback would give taught answers word for word, those are what is judged.
+    """
     from gpt2chat import packs, pretrained
     from gpt2chat.confidence import Judge, as_it_is, calibrate, judge_of
+    from gpt2chat.grounding import is_faq
 
     path, file = _receipt(name, receipt), pretrained.checkpoint_file(name)
     pairs = pairs_in(taught, encoding) if taught else loaded.taught
     if not pairs:
         say("note: the model keeps no taught questions: pass --taught FILE, or its own probabilities are all there is")
     content = [[(message.role, message.content) for message in messages] for messages in conversations]
-    cases, used = list(_cases(runtime, loaded, conversations, replies)), judge_of(name, pairs, say)
+    grounded = is_faq(loaded.about) if grounded is None else grounded
+    used = judge_of(name, pairs, say, grounded)
+    if grounded:
+        say("judging taught answers word for word, as --fallback gives them (--no_grounded: the model's own words)")
+        cases = list(_grounded_cases(runtime, loaded, used.matcher, conversations))
+    else:
+        cases = list(_cases(runtime, loaded, conversations, replies))
     found = calibrate(
         Judge(used.matcher),
         cases,
@@ -163,6 +175,28 @@ def _cases(
     for (*before, _), reply in tqdm(pairs, total=len(replies), desc="scores", unit="q", disable=None, leave=False):
         scores = explain(decoder, render_prompt(before, loaded.template, tokenizer), reply.ids, top=0)
         yield Case(reply.question, reply.answer, [score.logprob for score in scores], reply.exact)
+
+
+def _grounded_cases(
+    runtime: Runtime, loaded: Checkpoint, matcher: Matcher, conversations: Sequence[Sequence[Message]]
+) -> Iterator[Case]:
+    """Yield the taught answer that a grounded bot finds for each question, and how sure it is."""
+    from tqdm import tqdm
+
+    from gpt2chat.confidence import Case
+    from gpt2chat.conversation import render_prompt
+    from gpt2chat.generation import Decoder
+    from gpt2chat.grounding import Grounding, spoken
+    from gpt2chat.tokenizer import Tokenizer
+
+    decoder, tokenizer, grounding = Decoder(runtime), Tokenizer.gpt2(), Grounding(matcher)
+    for *before, expected in tqdm(conversations, desc="scores", unit="q", disable=None, leave=False):
+        alone = [*(message for message in before[:-1] if message.role == "system"), before[-1]]
+        prompt = render_prompt(alone, loaded.template, tokenizer)
+        chosen, _ = spoken(grounding, before[-1].content, prompt, loaded.template.lead, decoder)
+        answer = chosen.match.answer if chosen.match else ""
+        right = answer.strip() == expected.content.strip()
+        yield Case(before[-1].content, answer, (), right, chosen.confidence)
 
 
 def pairs_in(files: Sequence[Path], encoding: str | None) -> list[Pair]:

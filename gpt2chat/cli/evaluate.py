@@ -182,7 +182,8 @@ def _table(result: dict[str, Any]) -> str:
         lines.append(f"  answers   {pairs['answers']['tokens']} tokens, {_perplexity(pairs['answers'])}")
         lines.append(f"  exact     {pairs['exact']:.1%} of {pairs['pairs']} greedy answers equal the taught ones")
         row = pairs["in_a_row"]
-        lines.append(f"  in a row  {row['exact']:.1%} of {row['pairs']} asked one after the other in one conversation")
+        in_one = "asked one after the other in one conversation, without matching"
+        lines.append(f"  in a row  {row['exact']:.1%} of {row['pairs']} {in_one}")
         lines.append(f"  speed     {pairs['tokens_per_second']:.0f} tokens per second, questions included")
         lines.append(f"  stopped   {pairs['stopped']:.1%} ended by themselves")
     if chat := result.get("chat"):

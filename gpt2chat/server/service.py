@@ -108,7 +108,9 @@ class Service:
         matcher = matcher_of(loaded.taught, settings.examples) or None
         if grounded:
             fallback = FALLBACK if settings.fallback is None else settings.fallback
-            self.grounding = Grounding(matcher or Matcher([]), fallback, settings.threshold)
+            measured = confidence.judge_of(name, loaded.taught, log.warning, grounded).calibration
+            threshold = measured.threshold if measured and settings.threshold is None else settings.threshold
+            self.grounding = Grounding(matcher or Matcher([]), fallback, threshold)
             log.info("grounded: answers are the taught ones, word for word, or the fallback")
         elif settings.fallback is not None:
             self._judge = confidence.judge_of(name, loaded.taught, log.warning)
