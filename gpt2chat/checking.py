@@ -16,7 +16,7 @@ from gpt2chat.errors import DataError
 from gpt2chat.formats import Source, read
 from gpt2chat.likeness import NearRepeats, Repeats, digest, likeness, likenesses
 from gpt2chat.mending import CONTROL
-from gpt2chat.records import Faults, Record, Report
+from gpt2chat.records import Faults, Record, Report, counted
 from gpt2chat.templates import Template
 from gpt2chat.tokenizer import Tokenizer
 
@@ -106,8 +106,8 @@ class Check:
         except DataError as error:
             self.faults.add(error)
         faults = self.faults.count - before
-        errors = f", {faults} error{'s' * (faults != 1)}" if faults else ""
-        read_to = f"{form}, {count} record{'s' * (count != 1)}{held_out}{errors}"
+        errors = f", {counted(faults, 'error')}" if faults else ""
+        read_to = f"{form}, {counted(count, 'record')}{held_out}{errors}"
         self.found.append(f"{source.name}: {read_to if form else 'not read, see the error'}")
 
     def compare(self, source: Source, wanted: str | None = None) -> None:

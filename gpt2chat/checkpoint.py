@@ -19,7 +19,7 @@ from torch import Tensor
 from gpt2chat.archive import MAPPING, check_records, first_line, unpickle
 from gpt2chat.conversation import Message
 from gpt2chat.errors import CheckpointError, ConfigError, DataError
-from gpt2chat.files import atomic_writer
+from gpt2chat.files import atomic_writer, near
 from gpt2chat.model import GPT2, GPT2Config, parameter_count, weight_shapes
 from gpt2chat.quantize import int8_rows
 from gpt2chat.templates import Template
@@ -188,7 +188,8 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     except FileNotFoundError:
         last = path.with_name(f"{path.stem}.last.pt")
         hint = f"; of a run that has not ended there is {last}" if last.exists() else f" in {Path.cwd()}"
-        raise CheckpointError(f"{path}: no such file{'' if path.is_absolute() else hint}") from None
+        meant = f": did you mean {found}?" if not last.exists() and (found := near(str(path))) else ""
+        raise CheckpointError(f"{path}: no such file{'' if path.is_absolute() else hint}{meant}") from None
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (ConfigError, DataError) as error:

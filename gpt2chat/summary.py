@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt2chat.checking import percentile
 from gpt2chat.conversation import Example
-from gpt2chat.records import Record
+from gpt2chat.records import Record, counted
 from gpt2chat.tokenizer import Tokenizer
 
 MOST_KNOWN = 1 << 18  # different words, and answers, that are told apart
@@ -76,12 +76,14 @@ class Summary:
     def lines(self) -> list[str]:
         """Return the figures in words."""
         counts, said = self.counts, list[str]()
-        said.append(f"{counts['conversations']} conversations, {counts['texts']} texts")
-        roles = {"system_messages": "system prompts", "user_messages": "questions", "assistant_messages": "answers"}
+        said.append(f"{counted(counts['conversations'], 'conversation')}, {counted(counts['texts'], 'text')}")
+        roles = {"system_messages": "system prompt", "user_messages": "question", "assistant_messages": "answer"}
         if counts["conversations"]:
-            said.append(", ".join(f"{counts[role]} {name}" for role, name in roles.items() if counts[role]))
+            said.append(", ".join(counted(counts[role], name) for role, name in roles.items() if counts[role]))
         known = "at least " if len(self.words) >= MOST_KNOWN else ""
-        said.append(f"{counts['words']} words, {known}{len(self.words)} different; {counts['characters']} characters")
+        said.append(
+            f"{counted(counts['words'], 'word')}, {known}{len(self.words)} different; {counts['characters']} characters"
+        )
         each = counts["characters"] / max(1, counts["tokens"])
         said.append(
             f"{counts['tokens']} tokens with marks, {counts['learnt_tokens']} learnt; {each:.1f} characters in each; "

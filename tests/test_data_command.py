@@ -186,7 +186,7 @@ def test_check_reads_up_to_a_fault_of_the_file_itself(place: Path) -> None:
     assert result.exit_code == 1
     assert "error: cut.jsonl:2:" in result.stdout
     assert "good.txt: text, 1 record\n" in result.stdout
-    assert "1 conversations, 1 texts" in result.stdout
+    assert "1 conversation, 1 text" in result.stdout
 
 
 def test_what_is_learnt_is_marked(tokenizer: Tokenizer) -> None:

@@ -92,5 +92,5 @@ def table(chat: dict[str, Any]) -> list[str]:
         lines.append(f"  outside         {found['right']:.1%} of {found['questions']} declined")
     if found := chat.get("left_out"):
         right, words = f"{found['right']:.1%} of {found['questions']}", f"word list {found['word_list']:.1%}"
-        lines.append(f"  left out        {right} phrasings find their answer by the others ({words})")
+        lines.append(f"  left out        {right} phrasings, asked as if not taught, find their answer ({words})")
     return lines

@@ -22,6 +22,7 @@ from gpt2chat.cli.terminal import (
     tolerate_any_text,
     visible,
 )
+from gpt2chat.records import counted
 
 if TYPE_CHECKING:
     from gpt2chat.checking import Check
@@ -206,7 +207,7 @@ def _print(check: Check, figures: dict[str, Any]) -> None:
         click.echo(f"note: {visible(line)}")
     for example in check.examples:
         click.echo(f"example: {visible(example)}")
-    kinds = f"{figures['conversations']} conversations, {figures['texts']} texts"
+    kinds = f"{counted(figures['conversations'], 'conversation')}, {counted(figures['texts'], 'text')}"
     click.echo(f"{kinds}, {figures['tokens']} tokens, of which {figures['learnt_tokens']} are learnt")
     if check.lengths:
         click.echo(f"tokens per record: median {figures['median']}, longest {figures['longest']}")
@@ -222,7 +223,8 @@ def _print(check: Check, figures: dict[str, Any]) -> None:
             f"{in_words(60 * figures['minutes'])} on this CPU; train --dry_run times it"
         )
     if "fixed" in figures:
-        click.echo(f"{figures['fixed']}: {figures['written']} records written, without repeats and records with errors")
+        written = counted(figures["written"], "record")
+        click.echo(f"{figures['fixed']}: {written} written, without repeats and records with errors")
         if check.faults.mended:
             click.echo(f"mended: {check.faults.mended} lines that are not UTF-8, read as cp1252 (see the errors)")
         for kind in ("mended", "left"):
@@ -251,7 +253,7 @@ def convert_command(source: Path, target: Path, to: str, **o: Any) -> None:
     _spare("target", [target], [source])
     only = "texts" if to == "text" else "conversations"
     count = write(_records((source,), only, **o), target, to)
-    say(f"wrote {count} records to {target}")
+    say(f"wrote {counted(count, 'record')} to {target}")
 
 
 @data_command.command("split", context_settings=SETTINGS)
@@ -279,7 +281,7 @@ def split_command(places: tuple[Path, ...], fraction: float, seed: int, train: P
     with opened(train) as first, opened(heldout) as second:  # both, or neither
         counts = write_to(first, kept, "messages", is_list(train)), write_to(second, held, "messages", is_list(heldout))
     for count, path in zip(counts, (train, heldout), strict=True):
-        say(f"wrote {count} records to {path}")
+        say(f"wrote {counted(count, 'record')} to {path}")
 
 
 @data_command.command("stats", context_settings=SETTINGS)

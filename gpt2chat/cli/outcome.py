@@ -40,11 +40,12 @@ def _understood(taught: Sequence[Pair]) -> Iterator[str]:
 
     matcher = Matcher(taught)
     declined = sum(matcher.match(question, 1)[0].confidence < matcher.threshold for question in outside())
-    general = f"{declined} of {len(outside())} general questions"
-    yield f'with --fallback "Please ask us." it declines {general}, and makes up no answer'
+    general = f"{declined} of {len(outside())} questions about other things"
+    yield f'a chat with --fallback "Please ask us." declines {general}'
     if found := left_out(taught):
         right, words = found
-        yield f"{right.count} of {right.of} phrasings find their answer by the others (a word list: {words.count})"
+        asked = f"{right.of} phrasings, asked as if they had not been taught"
+        yield f"of {asked}, {right.count} find their answer (by a word list {words.count})"
 
 
 def more(plan: Plan) -> str:

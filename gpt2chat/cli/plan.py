@@ -28,7 +28,7 @@ from gpt2chat.formats import Library
 from gpt2chat.hardware import pick_device, pick_dtype
 from gpt2chat.model import GPT2, MODEL_SIZES
 from gpt2chat.recall import Quiz
-from gpt2chat.records import Record, Report
+from gpt2chat.records import Record, Report, counted
 from gpt2chat.run import TURNS, Run, RunFiles, check_room, stored_settings
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.small_talk import small_talk
@@ -216,10 +216,10 @@ def _prepare(options: dict[str, Any], base: Checkpoint, library: Library, report
     if not conversations and not blocks:
         raise DataError("nothing is left to learn from: " + "; ".join(report.lines()))
     lines = shortened(library.found)
-    kept_pairs, held_pairs = _hold_out("conversations", conversations, options, lines)
+    kept_pairs, held_pairs = _hold_out("conversation", conversations, options, lines)
     held = set(map(id, held_pairs))
     learnt = [r for [example], r in zip(conversations, whole, strict=True) if r is not None and id(example) not in held]
-    kept_texts, held_texts = _hold_out("text blocks", blocks, options, lines)
+    kept_texts, held_texts = _hold_out("text block", blocks, options, lines)
     dataset = Dataset(kept_pairs, kept_texts, text_share=options["text_share"])
     if not dataset.examples:
         raise ConfigError("val_fraction: nothing is left to train on; hold out less")
@@ -240,7 +240,7 @@ def _hold_out(
     if documents:
         out = f"{sum(map(len, held))} held out to validate" if held else "none held out"
         ids = sum(len(example.ids) for document in kept for example in document)
-        lines.append(f"{sum(map(len, kept))} {kind} of {ids} tokens, {out}")
+        lines.append(f"{counted(sum(map(len, kept)), kind)} of {ids} tokens, {out}")
     return [example for document in kept for example in document], [e for document in held for e in document]
 
 

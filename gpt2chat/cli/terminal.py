@@ -71,11 +71,6 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} hours"
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a number with its noun: 1 turn, 2 turns."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def shortened(lines: Sequence[str], most: int = 12) -> list[str]:
     """Return one line per file, or of many files the first ones and how many more there are."""
     return list(lines) if len(lines) <= most else [*lines[: most - 1], f"… and {len(lines) - most + 1} files more"]

@@ -20,7 +20,7 @@ from gpt2chat.formats.rows import KINDS, Kind, Messages, checked, kind_of, phras
 from gpt2chat.formats.sources import LONGEST_TEXT, Source, expand
 from gpt2chat.formats.tables import read_table, separator_of
 from gpt2chat.formats.transcripts import SPOKEN, is_chatml, is_transcript, read_chatml, read_transcript, speakers_of
-from gpt2chat.records import Faults, Record, Report
+from gpt2chat.records import Faults, Record, Report, counted
 from gpt2chat.tokenizer import END_OF_TEXT
 
 __all__ = ["FORMATS", "Library", "Reading", "Source", "expand", "read", "read_conversations"]
@@ -81,7 +81,7 @@ class Library:
                 continue
             self._seen.add(record.content)
             kept.append(record)
-        self.found.append(f"{source.name}: {reading.form}, {count} record{'s' * (count != 1)}")
+        self.found.append(f"{source.name}: {reading.form}, {counted(count, 'record')}")
 
 
 def read_conversations(sources: Iterable[Source], report: Report, wanted: str | None = None) -> list[Record]:

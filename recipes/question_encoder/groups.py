@@ -68,6 +68,20 @@ def concepts() -> list[Group]:
     return groups
 
 
+def near_misses() -> dict[str, list[tuple[str, str, str]]]:
+    """Read, by domain: a question, one that asks for the same in other words, and one that asks for something else."""
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for path in sorted((HERE / "near_misses").glob("*.txt")):
+        domain = ""
+        for line in path.read_text("utf-8").splitlines():
+            if line.startswith("# "):
+                domain = line[2:].strip()
+            elif line.strip():
+                asked, same, other = (part.strip() for part in line.split("|"))
+                found.setdefault(domain, []).append((asked, same, other))
+    return found
+
+
 def parted(groups: Sequence[Group], share: float, seed: int) -> tuple[list[Group], list[Group]]:
     """Return groups to learn and groups to judge: whole domains of the written ones, single intents of the others."""
     rng = random.Random(seed)

@@ -21,7 +21,7 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from groups import Group, concepts, intents, out_of_scope, parted, small_talk, written
+from groups import Group, concepts, intents, near_misses, out_of_scope, parted, small_talk, written
 from safetensors.numpy import save_file
 from torch import nn
 from vectors import texts, word_vectors
@@ -197,6 +197,18 @@ def suites(judged: dict[str, list[Group]], general: Sequence[str], seed: int = 7
     return found
 
 
+def beside(misses: dict[str, list[tuple[str, str, str]]]) -> list[tuple[list, list]]:
+    """Return a task for each domain: questions to teach, others that find them, and near misses to decline."""
+    tasks = list[tuple[list, list]]()
+    for rows in misses.values():
+        taught, asked = list[tuple[str, str]](), list[tuple[str, str | None]]()
+        for number, (question, same, other) in enumerate(rows):
+            taught.append((question, f"answer {number}"))
+            asked += [(same, f"answer {number}"), (other, None)]
+        tasks.append((taught, asked))
+    return tasks
+
+
 def confidence_of(encoder: QuestionEncoder, tasks: Sequence[tuple[list, list]]) -> np.ndarray:
     """Return the weights of a logistic regression: how likely the best match is right."""
     evidence, right = list[np.ndarray](), list[float]()
@@ -246,6 +258,7 @@ def main(datasets: Path, work: Path, everything: bool, save: bool, steps: int, w
     sure = confidence_of(fair, [one for tasks in suites(judged, general[:300], seed=3).values() for one in tasks])
     fair = QuestionEncoder(network.export(rarity, sure))
     figures = {name: accuracy(fair, tasks) for name, tasks in suites(judged, general[300:]).items()}
+    figures["near misses"] = accuracy(fair, beside(near_misses()))
     print(json.dumps({"groups": len(learnt), "steps": steps, "sure": sure.round(2).tolist(), "heldout": figures}))
     if everything:
         network = Network(spelt, known["vectors"])

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt2chat.cli.terminal import Interrupted, Signals, counted, say, visible
+from gpt2chat.cli.terminal import Interrupted, Signals, say, visible
+from gpt2chat.records import counted
 
 if TYPE_CHECKING:
     from gpt2chat.chatbot import GPT2Chatbot

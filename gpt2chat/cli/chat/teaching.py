@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2chat.cli.terminal import counted, in_words, program
+from gpt2chat.cli.terminal import in_words, program
+from gpt2chat.records import counted
 
 if TYPE_CHECKING:
     from gpt2chat.chatbot import GPT2Chatbot
