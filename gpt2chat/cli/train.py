@@ -291,7 +291,7 @@ def _summary(plan: Plan, interactive: bool) -> None:
             say(line)
         with atomic_writer(run.files.curve) as file:
             file.write(curve.svg(train, validation).encode())
-    best = "" if run.best is None else f", best validation loss {run.best:.3f}"
+    best = "" if run.best is None or not run.chooses else f", best validation loss {run.best:.3f}"
     say(f"saved {run.files.best} ({run.files.best.stat().st_size / 1e6:.0f} MB{best})")
     beside = (run.files.last, run.files.metrics, run.files.curve, run.files.samples)
     sizes = [f"{path.name} ({path.stat().st_size / 1e6:.0f} MB)" for path in beside[:1] if path.exists()]
