@@ -32,7 +32,7 @@ RESPONSE_TOKENS = {"brief": 30, "conversational": 50, "normal": 60, "detailed": 
 
 
 class GPT2Chatbot:
-    """Talks with one model and remembers the conversation.
+    """Talks with one model and remembers the conversation, for one thread: many share a model through an `Engine`.
 
     Nothing is read or fetched by the constructor: the weights of `model_name` (default: gpt2-small) load at the first
     answer, unless `load_model` came first. `notice` receives one-line remarks (earlier turns dropped, another size in

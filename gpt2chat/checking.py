@@ -12,11 +12,11 @@ from typing import Any
 
 from gpt2chat.conversation import Size
 from gpt2chat.data import in_groups, measured, rendered
-from gpt2chat.errors import DataError
+from gpt2chat.errors import DataError, counted
 from gpt2chat.formats import Source, read
 from gpt2chat.likeness import NearRepeats, Repeats, digest, likeness, likenesses
 from gpt2chat.mending import CONTROL
-from gpt2chat.records import Faults, Record, Report, counted
+from gpt2chat.records import Faults, Record, Report
 from gpt2chat.templates import Template
 from gpt2chat.tokenizer import Tokenizer
 

@@ -1,7 +1,8 @@
 """The errors a user can fix.
 
 Each message names the place, what was expected, what was found and, where it helps, the next command to try.
-The command line turns them into one line and a non-zero exit code; every other exception keeps its traceback.
+The command line turns them into one line and a non-zero exit code; every other exception keeps its traceback. Beside
+them stands how a number is said with its noun.
 """
 
 
@@ -43,3 +44,8 @@ class TrainingError(GPT2ChatError):
 
 class EngineFull(GPT2ChatError):
     """As many requests wait as may; the same request can be answered later."""
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun: 1 turn, 2 turns."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -81,8 +81,3 @@ def _common_folder(places: set[str]) -> str:
         return os.path.commonpath({os.path.dirname(place) for place in places})
     except ValueError:  # of places from the root and from here, or of none
         return ""
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a number with its noun: 1 turn, 2 turns."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -9,7 +9,8 @@ import numpy as np
 
 from gpt2chat.checking import percentile
 from gpt2chat.conversation import Example
-from gpt2chat.records import Record, counted
+from gpt2chat.errors import counted
+from gpt2chat.records import Record
 from gpt2chat.tokenizer import Tokenizer
 
 MOST_KNOWN = 1 << 18  # different words, and answers, that are told apart

@@ -98,7 +98,7 @@ CASES = {
     "conversations: cut short": data(pairs(3)[:-9], "bad.json:1:.*not valid JSON"),
     "conversations: JSON lines": data('{"user": "a", "bot": "b"}\n{"user": "c", "bot"}', "bad.json:2:20"),
     "conversations: object": data('{"user": "a", "boot": "b"}', "bad.json:1: expected .*got the keys 'user', 'boot'"),
-    "conversations: number": data("7", "bad.json: found text, which goes to --text_file"),
+    "conversations: number": data("7", "bad.json: expected conversations, found text, which goes to --text_file"),
     "conversations: empty list": data("[]", "bad.json: expected at least one record"),
     "conversations: wrong keys": data('[{"user": "a", "bot": "b"}, {"prompt": "a"}]', "bad.json:1: record 2: expected"),
     "conversations: number for text": data('[{"user": "a", "bot": 7}]', "record 1: bot: expected text, got 7"),

@@ -128,7 +128,7 @@ def test_a_report_names_five_places_and_counts_all() -> None:
         ('[{"user": "a", "bot": NaN}]', ":1: NaN is not JSON"),
         ([pair("a", "b"), pair("a", f"b{END_OF_TEXT}")], f"record 2: found {END_OF_TEXT}"),
         ([pair("", "")], "nothing is left to learn from: 1 records without text on one side"),
-        ("Once upon a time", "found text, which goes to --text_file"),
+        ("Once upon a time", "expected conversations, found text, which goes to --text_file"),
         ("[" * 200_000, "nested too deeply"),
         ('[{"user": "a", "bot": ' + "9" * 5000 + "}]", ": "),
     ],

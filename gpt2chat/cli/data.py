@@ -22,7 +22,7 @@ from gpt2chat.cli.terminal import (
     tolerate_any_text,
     visible,
 )
-from gpt2chat.records import counted
+from gpt2chat.errors import counted
 
 if TYPE_CHECKING:
     from gpt2chat.checking import Check

@@ -22,13 +22,13 @@ from gpt2chat.data import Dataset, render_records, split
 from gpt2chat.decoding import choose, runtime_of
 from gpt2chat.distillation import OWN, Distillation, row_length
 from gpt2chat.engine import Engine
-from gpt2chat.errors import CheckpointError, ConfigError, DataError
+from gpt2chat.errors import CheckpointError, ConfigError, DataError, counted
 from gpt2chat.estimate import CONVERSATION_ROW, TEXT_BLOCK
 from gpt2chat.formats import Library
 from gpt2chat.hardware import pick_device, pick_dtype
 from gpt2chat.model import GPT2, MODEL_SIZES
 from gpt2chat.recall import Quiz
-from gpt2chat.records import Record, Report, counted
+from gpt2chat.records import Record, Report
 from gpt2chat.run import TURNS, Run, RunFiles, check_room, stored_settings
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.small_talk import small_talk

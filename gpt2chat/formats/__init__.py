@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2chat.errors import ConfigError, DataError
+from gpt2chat.errors import ConfigError, DataError, counted
 from gpt2chat.formats.json_rows import read_rows
 from gpt2chat.formats.rows import KINDS, Kind, Messages, checked, kind_of, phrasings, read_row
 from gpt2chat.formats.sources import LONGEST_TEXT, Source, expand
 from gpt2chat.formats.tables import read_table, separator_of
 from gpt2chat.formats.transcripts import SPOKEN, is_chatml, is_transcript, read_chatml, read_transcript, speakers_of
-from gpt2chat.records import Faults, Record, Report, counted
+from gpt2chat.records import Faults, Record, Report
 from gpt2chat.tokenizer import END_OF_TEXT
 
 __all__ = ["FORMATS", "Library", "Reading", "Source", "expand", "read", "read_conversations"]
@@ -53,7 +53,8 @@ class Reading:
         if not self.source.in_folder:
             option = "--text_file" if self.kind == "texts" else "--conversation_file"
             talk = f"; if it is a talk, {' and '.join(self.speakers)} must be User: and Bot:" if self.speakers else ""
-            raise DataError(f"{self.source.name}: found {self.form}, which goes to {option}{talk}")
+            expected = "conversations" if only == "conversations" else "text"
+            raise DataError(f"{self.source.name}: expected {expected}, found {self.form}, which goes to {option}{talk}")
         report.add(f"files of {self.kind} in a folder of {only}, left out", self.source.name)
         return True
 

@@ -15,7 +15,7 @@ import click
 
 from gpt2chat.cli.chat import teaching
 from gpt2chat.cli.chat.screen import explained, statistics
-from gpt2chat.records import counted
+from gpt2chat.errors import counted
 
 if TYPE_CHECKING:
     from gpt2chat.cli.chat.loop import Talk

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt2chat.cli.terminal import Interrupted, Signals, say, visible
-from gpt2chat.records import counted
+from gpt2chat.errors import counted
 
 if TYPE_CHECKING:
     from gpt2chat.chatbot import GPT2Chatbot

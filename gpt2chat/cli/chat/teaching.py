@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2chat.cli.terminal import in_words, program
-from gpt2chat.records import counted
+from gpt2chat.errors import counted
 
 if TYPE_CHECKING:
     from gpt2chat.chatbot import GPT2Chatbot
