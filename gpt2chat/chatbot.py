@@ -18,7 +18,7 @@ from gpt2chat.errors import ConfigError
 from gpt2chat.explanation import explain
 from gpt2chat.formats.rows import pairs_to_messages
 from gpt2chat.generation import Decoder
-from gpt2chat.grounding import FALLBACK, Grounded, Grounding, is_faq, settle, spoken
+from gpt2chat.grounding import FALLBACK, Grounded, Grounding, is_faq, longest, settle, spoken
 from gpt2chat.matching import Matcher, as_taught, asks_taught, matcher_of
 from gpt2chat.model import MODEL_SIZES
 from gpt2chat.reply import Answer, Given, StreamingReply, Told
@@ -66,10 +66,13 @@ class GPT2Chatbot:
         match: bool = True,
         notice: Callable[[str], None] | None = None,
     ) -> None:
-        if confidence is not None and not 0 <= confidence <= 1:
+        number = isinstance(confidence, (int, float)) and not isinstance(confidence, bool)
+        if confidence is not None and not (number and 0 <= confidence <= 1):
             raise ConfigError(f"confidence: expected a number from 0 to 1, got {confidence!r}")
-        if fallback is not None and not fallback.strip():
+        if fallback is not None and not (isinstance(fallback, str) and fallback.strip()):
             raise ConfigError(f"fallback: expected what is said instead, got {fallback!r}")
+        if grounded not in (None, True, False) or match not in (True, False):
+            raise ConfigError(f"grounded, match: expected True or False, got {grounded!r}, {match!r}")
         if not isinstance(model_name, (str, type(None))):
             raise ConfigError(f"model_name: expected a name, got {model_name!r}")
         self.model_name = model_name or pretrained.DEFAULT_MODEL
@@ -165,6 +168,7 @@ class GPT2Chatbot:
             self._notice(f"the file holds another size than {self.model_name}; using {pretrained.describe(loaded)}")
         (self._template or loaded.template).check_ids(runtime.config.vocab_size, self.tokenizer)
         self._judge = self._matcher = None
+        self.generation = self.generation.with_room(min(longest(loaded.taught), runtime.config.n_ctx))
         self._decoder, self._loaded, self._engine = Decoder(runtime, draft_for(self._draft, runtime)), loaded, engine
 
     def _ready(self) -> tuple[Checkpoint, Decoder]:
@@ -426,8 +430,8 @@ class GPT2Chatbot:
     def _given(
         self, ids: Sequence[int], prompt: Sequence[int], generation: GenerationConfig
     ) -> tuple[Iterator[int], Told]:
-        """Return ids as an answer, as many as there is room for."""
-        most = min(generation.max_new_tokens, self.decoder.runtime.config.n_ctx - len(prompt))
+        """Return ids as an answer, as many as may be; the model needs no room for them."""
+        most = generation.max_new_tokens
         return iter(ids[:most]), Given(len(prompt), "stop" if len(ids) <= most else "length")
 
     def _fitted(self, messages: Conversation, generation: GenerationConfig) -> Conversation:

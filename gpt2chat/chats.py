@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from gpt2chat.errors import ConfigError, DataError
 from gpt2chat.files import append_line, atomic_writer, json_line
 from gpt2chat.formats.rows import kind_of
 from gpt2chat.formats.writers import as_rows
+from gpt2chat.taught import Pair, latest
 from gpt2chat.tokenizer import LONE_SURROGATE
 from gpt2chat.version import __version__
 
@@ -143,6 +145,18 @@ class Feedback:
         row["provenance"] = provenance("bad", self.model)
         append_line(self.preferences, row)
         self._rejected[said] = json_line(row)
+
+    def taught(self) -> list[Pair]:
+        """Return the questions and answers that were taught, the last answer to each; lines that are none are left."""
+        pairs = list[Pair]()
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            for line in self.path.read_text("utf-8").split("\n"):
+                with contextlib.suppress(ValueError, TypeError, KeyError, IndexError):
+                    row = json.loads(line)
+                    if row["provenance"]["by"] == "teach":
+                        question, answer = (str(message["content"]) for message in row["messages"][-2:])
+                        pairs.append((question, answer))
+        return latest(pairs)
 
     def _keep(self, said: Said, messages: Sequence[Message], by: str) -> None:
         row = {"messages": as_rows(messages), "provenance": provenance(by, self.model)}

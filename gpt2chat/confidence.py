@@ -20,7 +20,7 @@ from gpt2chat.errors import CheckpointError, ConfigError, DataError
 from gpt2chat.files import atomic_writer
 from gpt2chat.matching import Match, Matcher
 from gpt2chat.run import RunFiles
-from gpt2chat.taught import Numbers, Pair, fold
+from gpt2chat.taught import Numbers, Pair, same
 
 __all__ = ["Calibration", "Case", "Judge", "Match", "Matcher", "Point", "calibrate", "load_calibration", "pick"]
 EVIDENCE = ("mean", "least", "similarity", "margin")
@@ -219,8 +219,8 @@ class Judge:
         question asks for this answer. margin: how much likelier it asks for this one than for any other.
         """
         tokens = np.array(logprobs, np.float64) if len(logprobs) else np.array([-np.inf])
-        likely = {fold(match.answer): match.confidence for match in reversed(self.matcher.match(question))}
-        own = likely.pop(fold(answer), 0.0)
+        likely = {same(match.answer): match.confidence for match in reversed(self.matcher.match(question))}
+        own = likely.pop(same(answer), 0.0)
         other = max(likely.values(), default=0.0)
         asked = np.log((own + DOUBT) / (1 - own + DOUBT))
         return np.array([_log_odds(tokens.mean()), _log_odds(tokens.min()), asked, own - other])
@@ -370,14 +370,14 @@ def calibrate(
     curve = risk_coverage(sure, [case.right for case in cases])
     chosen = pick(curve, coverage, precision)
     steps = dict.fromkeys(at_coverage(curve, (i + 1) / CURVE_POINTS) for i in range(CURVE_POINTS))
-    questions = {fold(question) for question, _ in judge.matcher.pairs}
+    questions = {same(question) for question, _ in judge.matcher.pairs}
     return Calibration(
         **about,
         taught=len(judge.matcher),
         taught_sha256=pairs_sha256(judge.matcher.pairs),
         pairs=count,
         right=count - wrong,
-        known=sum(fold(case.question) in questions for case in cases),
+        known=sum(same(case.question) in questions for case in cases),
         weights=weights,
         threshold=chosen.threshold,
         coverage=chosen.coverage,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -345,3 +346,9 @@ def fit_context(
         return fit(pinned, live, template, tokenizer, length - min(max_new_tokens, length // 4))
     except ContextError:
         return fit(pinned, live, template, tokenizer, n_ctx - min(max_new_tokens, n_ctx // 4))
+
+
+def exchanges(messages: Conversation) -> list[tuple[str, str]]:
+    """Return the questions of a conversation that an answer to learn from follows, each with that answer."""
+    both = [(asked, said) for asked, said in pairwise(messages) if (asked.role, said.role) == ("user", "assistant")]
+    return [(asked.content, said.content) for asked, said in both if said.trained]

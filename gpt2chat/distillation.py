@@ -19,9 +19,9 @@ from torch import Tensor
 from gpt2chat.errors import CheckpointError
 from gpt2chat.model import GPT2, GPT2Config
 
-ROWS, LENGTH = 64, 128  # that are read
+ROWS, LENGTH = 192, 128  # that are read
 PLACES = 64  # of a row that are noted
-OWN = 32  # rows that the model draws itself
+OWN = 128  # rows that the model draws itself
 LIKELIEST = 64  # tokens that are noted at a place; all others count as one
 SMALLEST = 1e-6  # probability of those
 

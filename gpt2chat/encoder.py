@@ -18,7 +18,19 @@ import numpy.typing as npt
 from safetensors.numpy import load_file
 
 FILE = Path(__file__).with_name("assets") / "encoder.safetensors"
-WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?|[^\sa-z0-9]")
+WORD = re.compile(r"[^\W_]+(?:'[a-z]+)?|[^\s\w]|_")
+LETTER = re.compile(r"\b([a-z])-(?=[a-z]{2})")  # e-bike, t-shirt, x-ray
+SHORT = {"u": "you", "ur": "your", "r": "are", "pls": "please", "plz": "please", "thx": "thanks", "thanx": "thanks"}
+SHORT |= {
+    "b4": "before",
+    "cuz": "because",
+    "tmrw": "tomorrow",
+    "msg": "message",
+    "pic": "picture",
+    "info": "information",
+}
+SHORT |= {whole.replace("'", ""): whole for whole in ("what's", "where's", "when's", "who's", "how's", "that's", "i'm")}
+SHORT |= {whole.replace("'", ""): whole for whole in ("don't", "can't", "doesn't", "isn't", "won't", "didn't", "i've")}
 RUNS = (3, 4)  # characters of a word that have a row together
 MOST_WORDS = 40  # of a question that are read
 TOGETHER = 1024  # questions that are encoded at once
@@ -74,12 +86,16 @@ class QuestionEncoder:
         return self._rarity[[self._rows.get(word, 0) - 1 for word in spelt]]
 
     def reads(self, questions: Sequence[str]) -> npt.NDArray[np.bool_]:
-        """Return whether there is anything in each question but single characters that it does not know, (N,)."""
-        return np.array([any(map(self._says, words(question))) for question in questions], bool)
+        """Return whether each question is English as far as that can be told: half of its words have a row, (N,)."""
+        return np.array([self._reads(words(question)) for question in questions], bool)
 
     def knows(self, spelt: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Return whether each word says anything: one or two characters without a row, as of another script, do not."""
         return np.array([self._says(word) for word in spelt], bool)
+
+    def _reads(self, spelt: Sequence[str]) -> bool:
+        spelt = [word for word in spelt if word.isalpha()] or spelt
+        return 2 * sum(word in self._rows for word in spelt) >= max(1, len(spelt))
 
     def _says(self, word: str) -> bool:
         return len(word) > 2 or word in self._rows
@@ -88,9 +104,13 @@ class QuestionEncoder:
         """Return the sum of the three likenesses (3, N) of `matching`, each with the weight that served best."""
         return self._mix @ likeness
 
-    def confidence(self, evidence: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return how likely each answer is right, (N,), given the evidence (N, K) of `matching`."""
-        sums = self._sure[0] + evidence @ self._sure[1:]
+    def confidence(self, evidence: npt.NDArray[np.float64], read: bool = True) -> npt.NDArray[np.float64]:
+        """Return how likely each answer is right, (N,), given the evidence (N, K) of `matching`.
+
+        Where the question is not `read`, spelling is all that there is to go by.
+        """
+        weights = self._sure[0 if read else 1]
+        sums = weights[0] + evidence @ weights[1:]
         return np.asarray(1 / (1 + np.exp(-np.clip(sums, -50, 50))), np.float64)
 
     def _vectors(self, spelt: Sequence[str]) -> Vectors:
@@ -127,9 +147,10 @@ def encoder() -> QuestionEncoder:
     return QuestionEncoder.load()
 
 
-def words(question: str) -> list[str]:
-    """Return the words and marks of a question in lower case, the first ones of a long one."""
-    return WORD.findall(question.lower().replace("’", "'"))[:MOST_WORDS]
+def words(text: str, most: int = MOST_WORDS) -> list[str]:
+    """Return the words and marks of a text in lower case, the first ones of a long one; short forms written out."""
+    plain = LETTER.sub(r"\1", text.lower().replace("’", "'"))
+    return [SHORT.get(word, word) for word in WORD.findall(plain)[:most]]
 
 
 def runs(word: str) -> Iterable[int]:

@@ -7,6 +7,7 @@ sure it is; below the threshold the fallback is given.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from gpt2chat.tokenizer import Tokenizer
 
 FALLBACK = "I'm sorry, I don't know that."
 CHOICE, SURENESS = 3.0, 0.25  # weights of a nat per token that the model finds an answer likelier than the others
+LONGEST = 20  # answers, by characters, among which that of most tokens is
 MOST_NATS = 4.0  # a difference beyond this says no more
 
 Likelihood = Callable[[str], float]  # an answer -> mean log-probability of its tokens
@@ -104,6 +106,12 @@ def logprobs(source: Decoder | Engine, prompt: Sequence[int], answer: Sequence[i
     if isinstance(source, Decoder):
         return [score.logprob for score in explain(source, prompt, answer, top=0)]
     return [drawn.logprob or 0.0 for drawn in source.score([*prompt, *answer], len(prompt), top=0)]
+
+
+def longest(taught: Iterable[Pair]) -> int:
+    """Return how many tokens the longest taught answer has, its end included."""
+    answers = heapq.nlargest(LONGEST, {answer for _, answer in taught}, key=len)
+    return 1 + max((len(ids) for ids in map(Tokenizer.gpt2().encode, answers)), default=0)
 
 
 def is_faq(about: Mapping[str, Any]) -> bool:

@@ -12,14 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from gpt2chat.conversation import Message
+from gpt2chat.conversation import Message, exchanges
 from gpt2chat.encoder import QuestionEncoder, Vectors, encoder, words
-from gpt2chat.taught import Numbers, Pair, Places, Taught, fold, latest, merged
+from gpt2chat.taught import Numbers, Pair, Places, Taught, fold, latest, merged, same
 
 OUTSIDE = Path(__file__).with_name("assets") / "outside.txt"
 CANDIDATES = 5  # answers that are looked at closely
@@ -29,13 +28,16 @@ CROWD = 3  # phrasings of an answer, and questions of the list of general ones, 
 REFUSED = 0.9  # share of the general questions that a threshold must refuse
 LOCAL = 16  # answers that are weighed against each other by all their phrasings
 MEANING, POWER, RIDGE = 0.6, 2, 0.3  # its share of the kernel, the rest is spelling; how little one phrasing is trusted
-EVIDENCE = 14  # figures that speak for a match
+EVIDENCE = 18  # figures that speak for a match
+SAID, MEANT = 0.25, 0.2  # of what stands in the answer, and of its meaning, beside the likeness of the questions
+TELLING = 4  # words from which on an answer has a meaning that a question can ask for
+MOST_SAID = 200  # words of an answer that are read
 NO_RIVAL = 0.5  # what the best other answer scores at least, also where there is none
 MANY = 8  # phrasings per answer from which on a model finds the answer better than the nearest of them does
 READ = 0.3  # confidence from which on a question is read as the taught one
 PLAIN = 0.95  # confidence of a match from which on the model is not asked
 UNLIKELY = 0.01  # and below which it is not either
-SAID = 2.0  # weight of a nat that the model finds an answer likelier, where it knows many ways to ask
+LIKELIER = 2.0  # weight of a nat that the model finds an answer likelier, where it knows many ways to ask
 LONGEST = 1000  # characters of a question that the model is asked about
 REMEMBERED = 4096  # questions whose phrasing is
 SURE = 0.5  # how sure a match is when nothing else is known
@@ -71,10 +73,14 @@ class Matcher:
         self._owner = np.array([number[answer] for _, answer in self.pairs], np.int64)
         self._exact: dict[str, dict[int, int]] = {}  # a question -> its answers, each with the first pair
         for at, (question, _) in enumerate(self.pairs):
-            self._exact.setdefault(fold(question), {}).setdefault(int(self._owner[at]), at)
+            for form in _forms(question):
+                self._exact.setdefault(form, {}).setdefault(int(self._owner[at]), at)
         asked = [question for question, _ in self.pairs]
         self._vectors = self._encode(asked)
+        long = [len(words(answer)) >= TELLING for answer in self.answers]
+        self._meant = self._encode(self.answers) * np.array(long, bool)[:, None]
         self._words = _Words(asked, self._encoder)
+        self._said = _Said(self.answers)
         self.spelling = Taught(self.pairs)
         self._trained = len(self.pairs) if trained is None else trained
         self._read: dict[str, tuple[str, bool]] = {}
@@ -88,7 +94,7 @@ class Matcher:
         """How sure a match must be to be taken: even odds, or more where general questions would get an answer."""
         if not self.pairs:
             return SURE
-        asked = [question for question in outside() if fold(question) not in self._exact]
+        asked = [question for question in outside() if not self._same(question)]
         sure = sorted(self.match(question)[0].confidence for question in asked)
         return min(1.0, max(SURE, sure[int(REFUSED * len(sure))] + 1e-6)) if sure else SURE
 
@@ -98,13 +104,22 @@ class Matcher:
             return []
         likeness = self.likenesses(question)
         rows, evidence = self.evidence(question, likeness, most)
-        sure = self._encoder.confidence(evidence)
-        exact = self._exact.get(fold(question), {})
+        sure = self._encoder.confidence(evidence, self.reads(question))
+        exact = self._same(question)
         found = [Match(*self.pairs[row], 1.0, 1.0) for row in exact.values()]
         for row, confidence in zip(rows, sure, strict=True):
             if int(self._owner[row]) not in exact:
-                found.append(Match(*self.pairs[row], float(np.clip(likeness[0][row], 0, 1)), float(confidence)))
+                alike = float(np.clip(likeness[0][row], 0, 1))
+                found.append(Match(*self.pairs[row], alike, 0.0 if exact else float(confidence)))
         return found[:most]
+
+    def _same(self, question: str) -> dict[int, int]:
+        """Return the answers that were taught to a question as it is written, or but for case and marks, if any were.
+
+        What differs in other marks from several questions, as C differs from C++ and C#, is none of them.
+        """
+        whole, written, words = (self._exact.get(form, {}) for form in _forms(question))
+        return whole or written or (words if len(words) == 1 else {})
 
     @cached_property
     def has_many(self) -> bool:
@@ -132,7 +147,7 @@ class Matcher:
         """Note how `phrased` reads a question, given how likely the model finds each answer as a whole."""
         if len(self._decided) >= REMEMBERED:
             self._decided.clear()
-        best = max(range(len(matches)), key=lambda at: _odds(matches[at].confidence) + SAID * logprobs[at])
+        best = max(range(len(matches)), key=lambda at: _odds(matches[at].confidence) + LIKELIER * logprobs[at])
         sure = matches[0].confidence >= READ
         self._decided[question] = (self._taught(matches[best]) if sure else None) or question
 
@@ -179,6 +194,10 @@ class Matcher:
         """Return vectors of questions, zeros where the encoder can read none of it: there only spelling counts."""
         return self._encoder.encode(questions) * self._encoder.reads(questions)[:, None]
 
+    def reads(self, question: str) -> bool:
+        """Whether the encoder can read a question; what it cannot is compared by spelling."""
+        return bool(self._encoder.reads([question])[0])
+
     def uncovered(self, question: str, row: int) -> tuple[float, float]:
         """Return how much the weightiest word of each of the two questions has nothing like it in the other."""
         return self._words.uncovered(question, row)
@@ -194,9 +213,12 @@ class Matcher:
         score = self._encoder.mixed(likeness)
         best, mean = self._by_answer(score)
         total = best + mean
-        support = self._support(likeness, best, total)
+        spelt, weights = self._words.weighed(question)
+        said, vector = self._said.shares(spelt, weights), self._encode([question])[0]
+        meant = (self._meant @ vector).astype(np.float64)
+        support = self._support(likeness, best, total) + SAID * said + MEANT * meant
         order = np.argsort(-support, kind="stable")[:most]
-        general = np.sort(_general(self._encoder) @ self._encoder.encode([question])[0])[-CROWD:].mean()
+        general = np.sort(_general(self._encoder) @ vector)[-CROWD:].mean()
         rows, evidence = list[int](), list[list[float]]()
         for answer in order:
             own = np.flatnonzero(self._owner == answer)
@@ -204,6 +226,7 @@ class Matcher:
             rival = np.delete(total, answer).max(initial=NO_RIVAL)
             against = np.delete(support, answer).max(initial=0.0)
             rows.append(row)
+            near = np.maximum(self._words.nearest(question, row), self._said.holds(spelt, answer))
             evidence.append(
                 [
                     total[answer],
@@ -217,6 +240,10 @@ class Matcher:
                     np.log(len(own)),
                     support[answer],
                     support[answer] - against,
+                    said[answer],
+                    meant[answer],
+                    float((weights * (1 - near)).max()),
+                    float(weights @ near / max(1e-9, weights.sum())),
                 ]
             )
         return rows, np.array(evidence)
@@ -292,6 +319,14 @@ class _Words:
         near = near[:, places]
         return float((weights * (1 - near.max(1))).max()), float((self._weights[places] * (1 - near.max(0))).max())
 
+    def weighed(self, question: str) -> tuple[list[str], Numbers]:
+        """Return the words of a question and how much each weighs."""
+        return words(question) or [""], self._near(question)[0]
+
+    def nearest(self, question: str, row: int) -> Numbers:
+        """Return how near each word of a question is to the nearest one of a question here."""
+        return np.asarray(self._near(question)[1][:, self._places[row][self._there[row] > 0]].max(1), np.float64)
+
     def _near(self, question: str) -> tuple[Numbers, Numbers]:
         """Return the weights of a question's words, and how near each is to each word known here, (asked, known)."""
         last, found = self._last
@@ -309,6 +344,32 @@ class _Words:
         found = np.array(rare) * self._encoder.rarity(asked) / self._usual, near
         self._last = question, found
         return found
+
+
+class _Said:
+    """Which words of a question stand in the answers: many a question is worded as its answer is."""
+
+    def __init__(self, answers: Sequence[str]) -> None:
+        self._holding: dict[str, Places] = {}
+        found: dict[str, list[int]] = {}
+        for at, answer in enumerate(answers):
+            for form in {_form(word) for word in words(answer, MOST_SAID)}:
+                found.setdefault(form, []).append(at)
+        self._holding = {form: np.array(places, np.int64) for form, places in found.items()}
+        self._count = len(answers)
+
+    def shares(self, spelt: Sequence[str], weights: Numbers) -> Numbers:
+        """Return the share of a question's weight that stands in each answer, (answers,)."""
+        shares = np.zeros(self._count)
+        for word, weight in zip(spelt, weights / max(1e-9, weights.sum()), strict=True):
+            places = self._holding.get(_form(word))
+            if places is not None:
+                shares[places] += weight
+        return shares
+
+    def holds(self, spelt: Sequence[str], answer: int) -> Numbers:
+        """Return 1 for each word that stands in an answer, else 0."""
+        return np.array([answer in self._holding.get(_form(word), ()) for word in spelt], np.float64)
 
 
 def likely(matches: Sequence[Match]) -> Sequence[Match]:
@@ -341,17 +402,22 @@ def matcher_of(taught: Sequence[Pair], shown: Sequence[Message]) -> Matcher:
     return Matcher(together, trained=len(together) - len(pairs))
 
 
-def exchanges(messages: Sequence[Message]) -> list[Pair]:
-    """Return the questions of a conversation that an answer follows, each with that answer."""
-    both = [(asked, said) for asked, said in pairwise(messages) if (asked.role, said.role) == ("user", "assistant")]
-    return [(asked.content, said.content) for asked, said in both]
-
-
 @cache
 def outside() -> tuple[str, ...]:
     """Return general questions that a set of taught answers will hardly answer."""
     lines = OUTSIDE.read_text("utf-8").splitlines()
     return tuple(line for line in lines if line and not line.startswith("#"))
+
+
+def _forms(question: str) -> tuple[str, str, str]:
+    """Return a question as it is, without what makes no difference, and its words alone, each told from the others."""
+    return f"as it is: {question.strip()}", f"written: {same(question)}", f"words: {fold(question)}"
+
+
+def _form(word: str) -> str:
+    """Return a word without the endings of plurals and genitives."""
+    word = word.removesuffix("'s")
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def _odds(confidence: float) -> float:

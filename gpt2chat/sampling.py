@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +85,11 @@ class GenerationConfig:
                 raise ConfigError(f"{name}: expected a whole number, {expected}, got {value!r}")
         if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 2**63):
             raise ConfigError(f"seed: expected a whole number from 0 to 2^63 - 1, got {self.seed!r}")
+
+    def with_room(self, tokens: int) -> GenerationConfig:
+        """Return one whose answers may have so many tokens, unless another length than the usual one was asked for."""
+        usual = self.max_new_tokens == type(self).max_new_tokens
+        return replace(self, max_new_tokens=max(tokens, self.max_new_tokens)) if usual else self
 
     def check_ids(self, vocab_size: int) -> None:
         """Raise ConfigError when `logit_bias` names an id that a model with so many does not have."""

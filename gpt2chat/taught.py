@@ -23,6 +23,8 @@ FACTOR = np.uint64(0x9E3779B97F4A7C15)
 Keys = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
+QUOTES = str.maketrans("’‘“”", "''\"\"")
+ENDS = " .,;:!?…¿¡。？！"
 # of ASCII: letters and digits in lower case, all else a blank
 PLAIN = {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
 
@@ -30,13 +32,13 @@ PLAIN = {code: chr(code).lower() if chr(code).isalnum() else " " for code in ran
 def merged(before: Sequence[Pair], learnt: Iterable[Pair]) -> list[Pair]:
     """Return different pairs: of `before` those whose question, however written, was not taught anew; those learnt."""
     new = dict.fromkeys(learnt)
-    questions = {fold(question) for question, _ in new}
-    return [*dict.fromkeys(pair for pair in before if fold(pair[0]) not in questions), *new]
+    questions = {same(question) for question, _ in new}
+    return [*dict.fromkeys(pair for pair in before if same(pair[0]) not in questions), *new]
 
 
 def latest(pairs: Iterable[Pair]) -> list[Pair]:
     """Return the last pair of each question, however it is written."""
-    return list({fold(question): (question, answer) for question, answer in pairs}.values())
+    return list({same(question): (question, answer) for question, answer in pairs}.values())
 
 
 def sampled(pairs: Sequence[Pair], most: int) -> list[Pair]:
@@ -91,6 +93,12 @@ class Taught:
         similarities = self.similarities(question)
         best = int(similarities.argmax())
         return Nearest(*self.pairs[best], float(similarities[best]))
+
+
+def same(question: str) -> str:
+    """Return what two questions share that differ in case, blanks, quotes and the marks at their ends alone."""
+    text = unicodedata.normalize("NFKC", question).casefold().translate(QUOTES)
+    return " ".join(text.split()).strip(ENDS) or " ".join(text.split())
 
 
 def fold(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,8 +10,7 @@ from gpt2chat import shelf
 from gpt2chat.checkpoint import Checkpoint, taught_pairs
 from gpt2chat.cli.options import WAY_OUT, sources
 from gpt2chat.confidence import pairs_sha256
-from gpt2chat.conversation import Message
-from gpt2chat.data import last_pair
+from gpt2chat.conversation import Message, exchanges
 from gpt2chat.errors import ConfigError, DataError
 from gpt2chat.formats import Library, Source
 from gpt2chat.records import Record, Report
@@ -91,12 +91,16 @@ def taught_by(options: dict[str, Any], base: Checkpoint, learnt: Iterable[Record
     """Return the questions and answers that the checkpoint will keep; an interrupted run has chosen them before."""
     if options["resume"] and base.taught:
         return base.taught
-    pairs = merged(base.taught, filter(None, map(last_pair, learnt)))
+    pairs = merged(base.taught, (pair for record in learnt for pair in _taught(record)))
     kept = sampled(pairs, MOST_BYTES)
     if len(kept) < len(pairs):
         room = f"{MOST_BYTES / 1e6:.0f} MB of text"
         lines.append(f"the checkpoint keeps {len(kept)} of {len(pairs)} taught questions, evenly chosen: {room}")
     return kept
+
+
+def _taught(record: Record) -> list[Pair]:
+    return [] if isinstance(record.content, str) else exchanges(record.content)
 
 
 def rehearse(options: dict[str, Any], base: Checkpoint, library: Library, hashes: dict[str, str]) -> list[Pair]:
@@ -107,8 +111,10 @@ def rehearse(options: dict[str, Any], base: Checkpoint, library: Library, hashes
     noted = ((base.training or {}).get("settings") or {}).get("rehearsed") if options["resume"] else None
     if not base.taught and noted is None:
         raise ConfigError("rehearse: the model keeps no pairs that it was taught: pass --conversation_file with them")
-    anew = {pair[0] for pair in map(last_pair, library.conversations) if pair}
-    known = taught_pairs(noted) if noted is not None else [pair for pair in base.taught if pair[0] not in anew]
+    anew = {question for record in library.conversations for question, _ in _taught(record)}
+    once = Counter(question for question, _ in base.taught)  # others depend on what was said before
+    new = [pair for pair in base.taught if pair[0] not in anew and once[pair[0]] == 1]
+    known = taught_pairs(noted) if noted is not None else new
     talks = [(Message("user", question), Message("assistant", answer)) for question, answer in known]
     library.conversations += [Record(f"rehearsed {number}", talk) for number, talk in enumerate(talks, 1)]
     library.found.append(f"rehearsed: {len(known)} pairs that the model was taught before")

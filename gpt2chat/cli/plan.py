@@ -41,7 +41,7 @@ FEW = 64  # answers up to which teaching them is held to what the model said bef
 TALKS = 400  # conversations of small talk that are long enough for what is noted of them
 LARGE = 1000  # so many conversations or text blocks are enough to hold some out unasked
 # options that an interrupted run does not pass on
-OWN_EACH_TIME = ("resume", "interactive", "device", "dry_run", "keep_state")
+OWN_EACH_TIME = ("resume", "interactive", "device", "dry_run")
 
 
 @dataclass

@@ -149,10 +149,15 @@ def _resumed_options(context: click.Context, given: dict[str, Any]) -> dict[str,
     stored = _converted(context, stored_settings(loaded.training, path)["options"], given, path)
     longer = [name for name in ("epochs", "steps") if is_given(context, name)]
     for name, value in given.items():
-        if is_given(context, name) and name not in (*OWN_EACH_TIME, *longer) and value != stored.get(name):
+        if (
+            is_given(context, name)
+            and name not in (*OWN_EACH_TIME, *longer, "keep_state")
+            and value != stored.get(name)
+        ):
             raise ConfigError(f"{name}: {_first(stored.get(name))}, got {value!r}: leave it out, or train afresh")
     if longer:
         stored |= {"epochs": given["epochs"], "steps": given["steps"]}
+    stored["keep_state"] = stored.get("keep_state") or given["keep_state"]
     if path.name.endswith(".last.pt"):  # the run's files stay together, also when they were moved
         stored["save_path"] = path.with_name(path.name.removesuffix(".last.pt") + ".pt")
     return {**stored, **{name: given[name] for name in OWN_EACH_TIME}, "resume": path}

@@ -19,7 +19,7 @@ from gpt2chat.conversation import Message, fit_context, render_prompt, turns
 from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError, ContextError, EngineFull
 from gpt2chat.fleet import Fleet
-from gpt2chat.grounding import FALLBACK, Grounding, is_faq
+from gpt2chat.grounding import FALLBACK, Grounding, is_faq, longest
 from gpt2chat.matching import Matcher, as_taught, asks_taught, matcher_of
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.server import nanochat
@@ -91,6 +91,10 @@ class Service:
         """
         template = self.settings.template or loaded.template
         template.check_ids(loaded.config.vocab_size, self.tokenizer)
+        self.settings = replace(
+            self.settings,
+            generation=self.settings.generation.with_room(min(longest(loaded.taught), loaded.config.n_ctx)),
+        )
         self._understand(loaded, name)
         if self.settings.match and has_small_talk(loaded.about):
             small_talk().nearest("Are you ready yet?")  # so that nobody waits for it
@@ -290,14 +294,13 @@ class Service:
         return generation
 
     def give(self, question: Question, texts: Sequence[str]) -> list[Answering]:
-        """Answer a question with these texts; raises ApiError."""
+        """Answer a question with these texts, scored behind as much of it as there is room for; raises ApiError."""
         answers, limits = list[Answering](), self.settings.limits
-        most = min(question.config.max_new_tokens, self.context_length - len(question.prompt))
+        most = min(question.config.max_new_tokens, self.context_length - 1)
         for number, text in enumerate(texts):
             ids = self.tokenizer.encode(question.lead + text)
-            stream = self.score(
-                [*question.prompt, *ids[:most]], len(question.prompt), question.logprobs or 0, question.client
-            )
+            prompt = question.prompt[-max(1, self.context_length - min(most, len(ids))) :]
+            stream = self.score([*prompt, *ids[:most]], len(prompt), question.logprobs or 0, question.client)
             answers.append(Answering(stream, question, number, self.pace, limits.queue_s, limits.answer_s))
             answers[-1].given = "stop" if len(ids) <= most else "length"
         self._running.update(answers)

@@ -18,22 +18,46 @@ class Group:
 
     domain: str
     questions: tuple[str, ...]
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class Faq:
+    """What a small firm has in its list of questions, and questions of its customers that no answer fits."""
+
+    groups: tuple[Group, ...]
+    outside: tuple[str, ...]
 
 
 def written() -> list[Group]:
+    """Read the groups of questions that the demo's data holds."""
+    return [g for path in sorted(WRITTEN.glob("*.txt")) for g in grouped(path.read_text("utf-8").splitlines())]
+
+
+def grouped(lines: Sequence[str]) -> list[Group]:
     """Read `# domain`, `! answer` and the questions below it; an empty line ends a group."""
-    groups = list[Group]()
-    for path in sorted(WRITTEN.glob("*.txt")):
-        domain, asked = "", list[str]()
-        for line in [*path.read_text("utf-8").splitlines(), ""]:
-            if line.startswith("# "):
-                domain = line[2:].strip()
-            elif line.strip() and not line.startswith("! "):
-                asked.append(line.strip())
-            elif not line.strip() and asked:
-                groups.append(Group(domain, tuple(asked)))
-                asked = []
+    groups, domain, answer, asked = list[Group](), "", "", list[str]()
+    for line in [*lines, ""]:
+        if line.startswith("# "):
+            domain = line[2:].strip()
+        elif line.startswith("! "):
+            answer = line[2:].strip()
+        elif line.strip():
+            asked.append(line.strip())
+        elif asked:
+            groups.append(Group(domain, tuple(asked), answer))
+            asked = []
     return groups
+
+
+def faqs() -> list[Faq]:
+    """Read lists of questions as firms have them: groups, and lines `? question` that none of the answers fits."""
+    found = list[Faq]()
+    for path in sorted((HERE / "faqs").glob("*.txt")):
+        lines = path.read_text("utf-8").splitlines()
+        groups = grouped([line for line in lines if not line.startswith("? ")])
+        found.append(Faq(tuple(groups), tuple(line[2:].strip() for line in lines if line.startswith("? "))))
+    return found
 
 
 def intents(datasets: Path, name: str) -> list[Group]:

@@ -21,7 +21,7 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from groups import Group, concepts, intents, near_misses, out_of_scope, parted, small_talk, written
+from groups import Faq, Group, concepts, faqs, intents, near_misses, out_of_scope, parted, small_talk, written
 from safetensors.numpy import save_file
 from torch import nn
 from vectors import texts, word_vectors
@@ -33,10 +33,20 @@ from gpt2chat.matching import Matcher
 
 HERE = Path(__file__).parent
 VOCABULARY, RUN_ROWS, WIDTH, HIDDEN, DIMENSION = 15_000, 4096, 128, 256, 256
-STEPS, GROUPS, RATE, TEMPERATURE, DROPPED = 600, 256, 5e-4, 0.07, 0.15
+STEPS, GROUPS, RATE, TEMPERATURE, DROPPED = 2400, 256, 1e-3, 0.1, 0.3
+ANSWERED = 0.25  # of the pairs are a question and its answer
+HURRIED, MISTYPED = 0.3, 0.4  # of the questions that are learnt, as people type
+SMALL = frozenset(
+    ("a", "an", "the", "is", "are", "was", "do", "does", "did", "i", "you", "we", "my", "your", "to", "of", "at", "for")
+    + ("it", "that", "there", "can", "could", "may", "please")
+)
 MIX = (1.0, 0.5, 0.5)  # of meaning, words one by one, and spelling
 FAR = "an answer that no domain has"
+LISTS = 3  # times that the tasks made of firms' lists count, which are what people teach
 JUDGED = 0.25  # of the groups, whose matches teach how sure a match is
+
+
+Task = tuple[list[tuple[str, str]], list[tuple[str, str | None]]]  # to teach, and to ask with the right answer
 
 
 class Network(nn.Module):
@@ -99,6 +109,29 @@ class Network(nn.Module):
         return tensors | {"mix": np.array(MIX, np.float32), "sure": sure.astype(np.float32)}
 
 
+def typed(question: str, rng: random.Random) -> str:
+    """Return a question as somebody types it in a hurry: small words left out, or a letter amiss."""
+    split = question.split()
+    if rng.random() < HURRIED:
+        kept = [word for word in split if word.lower().strip("?,.") not in SMALL]
+        split = kept if len(kept) > 1 else split
+    long = [at for at, word in enumerate(split) if len(word) > 3]
+    if long and rng.random() < MISTYPED:
+        at = rng.choice(long)
+        word, place = split[at], rng.randrange(1, len(split[at]) - 1)
+        swapped = word[:place] + word[place + 1] + word[place] + word[place + 2 :]
+        doubled, missing = word[:place] + word[place] + word[place:], word[:place] + word[place + 1 :]
+        split[at] = rng.choice((swapped, doubled, missing))
+    return " ".join(split)
+
+
+def pair_of(group: Group) -> list[str]:
+    """Return two questions of a group, in part a question and the answer."""
+    if group.answer and random.random() < ANSWERED:
+        return [group.answer, random.choice(group.questions)]
+    return random.sample(group.questions, 2)
+
+
 def batches(groups: Sequence[Group], steps: int) -> list[list[int]]:
     """Return the groups of each step: in turn those of some whole domains, and any."""
     domains: dict[str, list[int]] = {}
@@ -124,8 +157,9 @@ def train(network: Network, groups: Sequence[Group], steps: int = STEPS, seed: i
     for step, chosen in enumerate(batches(groups, steps)):
         for part in optimizer.param_groups:
             part["lr"] = RATE * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * (1 - step / steps))
-        both = [random.sample(groups[number].questions, 2) for number in chosen]
-        vectors = network([pair[0] for pair in both] + [pair[1] for pair in both], DROPPED)
+        both = [pair_of(groups[number]) for number in chosen]
+        asked = [pair[0] for pair in both] + [typed(pair[1], random) for pair in both]  # type: ignore[arg-type]
+        vectors = network(asked, DROPPED)
         scores = vectors[: len(both)] @ vectors[len(both) :].T / TEMPERATURE
         target = torch.arange(len(both))
         loss = (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
@@ -136,7 +170,7 @@ def train(network: Network, groups: Sequence[Group], steps: int = STEPS, seed: i
             print(f"step {step + 1} loss {loss.item():.3f} {time.perf_counter() - began:.0f} s", file=sys.stderr)
 
 
-def task(groups: Sequence[Group], phrasings: int, asked: int, outside: int, rng: random.Random) -> tuple[list, list]:
+def task(groups: Sequence[Group], phrasings: int, asked: int, outside: int, rng: random.Random) -> Task:
     """Return pairs to teach, and (question, answer or None) to ask: of groups left out the answer is none."""
     order = rng.sample(list(groups), len(groups))
     taught, questions = list[tuple[str, str]](), list[tuple[str, str | None]]()
@@ -145,13 +179,13 @@ def task(groups: Sequence[Group], phrasings: int, asked: int, outside: int, rng:
         if number < outside:
             questions += [(question, None) for question in mine[:asked]]
         else:
-            count = min(phrasings, len(mine) - 1)
-            taught += [(question, f"answer {number}") for question in mine[:count]]
-            questions += [(question, f"answer {number}") for question in mine[count:]]
+            count, answer = min(phrasings, len(mine) - 1), group.answer or f"answer {number}"
+            taught += [(question, answer) for question in mine[:count]]
+            questions += [(question, answer) for question in mine[count:]]
     return taught, questions
 
 
-def accuracy(encoder: QuestionEncoder, tasks: Sequence[tuple[list, list]]) -> dict[str, float]:
+def accuracy(encoder: QuestionEncoder, tasks: Sequence[Task]) -> dict[str, float]:
     """Return shares: right among all, right by spelling alone, right among those answered, answered, refused."""
     count = dict.fromkeys(
         ("asked", "right", "word_list", "given", "given_right", "near", "near_refused", "far", "far_refused"), 0
@@ -179,7 +213,7 @@ def accuracy(encoder: QuestionEncoder, tasks: Sequence[tuple[list, list]]) -> di
     return {name: round(value, 3) for name, value in row.items()}
 
 
-def suites(judged: dict[str, list[Group]], general: Sequence[str], seed: int = 7) -> dict[str, list[tuple[list, list]]]:
+def suites(judged: dict[str, list[Group]], general: Sequence[str], seed: int = 7) -> dict[str, list[Task]]:
     """Return tasks of each kind of groups, with one and with five phrasings taught."""
     rng, found = random.Random(seed), {}
     for name, groups in judged.items():
@@ -187,7 +221,7 @@ def suites(judged: dict[str, list[Group]], general: Sequence[str], seed: int = 7
         for group in groups:
             domains.setdefault(group.domain, []).append(group)
         for phrasings in (1, 5):
-            tasks = list[tuple[list, list]]()
+            tasks = list[Task]()
             for number in range(8):
                 domain = domains[sorted(domains)[number % len(domains)]]
                 some = rng.sample(domain, min(len(domain), 24))
@@ -197,9 +231,34 @@ def suites(judged: dict[str, list[Group]], general: Sequence[str], seed: int = 7
     return found
 
 
-def beside(misses: dict[str, list[tuple[str, str, str]]]) -> list[tuple[list, list]]:
+def faq_tasks(lists: Sequence[Faq], general: Sequence[str], seed: int = 0) -> list[Task]:
+    """Return a task for each list: its first questions to teach, all others to ask, with some of any domain."""
+    rng, tasks = random.Random(seed), list[Task]()
+    for one in lists:
+        taught = [(group.questions[0], group.answer) for group in one.groups]
+        asked: list[tuple[str, str | None]] = [(q, group.answer) for group in one.groups for q in group.questions[1:]]
+        asked += [(question, None) for question in one.outside]
+        tasks.append((taught, asked + [(question, FAR) for question in rng.sample(list(general), 8)]))
+    return tasks
+
+
+def in_cipher(tasks: Sequence[Task]) -> list[Task]:
+    """Return tasks in letters that the encoder cannot read, a language of its own to it."""
+    turned = {ord(letter): chr(0x430 + at) for at, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
+    turned |= {ord(chr(letter).upper()): chr(new).upper() for letter, new in ((k, ord(v)) for k, v in turned.items())}
+
+    def turn(text: str | None) -> str | None:
+        return text if text is None or text == FAR else text.translate(turned)
+
+    return [
+        ([(str(turn(q)), str(turn(a))) for q, a in taught], [(str(turn(q)), turn(a)) for q, a in asked])
+        for taught, asked in tasks
+    ]
+
+
+def beside(misses: dict[str, list[tuple[str, str, str]]]) -> list[Task]:
     """Return a task for each domain: questions to teach, others that find them, and near misses to decline."""
-    tasks = list[tuple[list, list]]()
+    tasks = list[Task]()
     for rows in misses.values():
         taught, asked = list[tuple[str, str]](), list[tuple[str, str | None]]()
         for number, (question, same, other) in enumerate(rows):
@@ -209,7 +268,7 @@ def beside(misses: dict[str, list[tuple[str, str, str]]]) -> list[tuple[list, li
     return tasks
 
 
-def confidence_of(encoder: QuestionEncoder, tasks: Sequence[tuple[list, list]]) -> np.ndarray:
+def confidence_of(encoder: QuestionEncoder, tasks: Sequence[Task]) -> np.ndarray:
     """Return the weights of a logistic regression: how likely the best match is right."""
     evidence, right = list[np.ndarray](), list[float]()
     for taught, questions in tasks:
@@ -251,18 +310,25 @@ def main(datasets: Path, work: Path, everything: bool, save: bool, steps: int, w
             mine, judged[name] = parted(groups, JUDGED, seed=1)
             learnt += mine
     general = out_of_scope(datasets)
+    lists = random.Random(5).sample(faqs(), len(faqs()))
+    apart = len(lists) // 3  # learnt from, for how sure a match is, to judge
+    learnt += [group for one in lists[2 * apart :] for group in one.groups]
     network = Network(spelt, known["vectors"])
     train(network, learnt, steps)
-    blank = np.zeros(1 + matching.EVIDENCE, np.float32)
-    fair = QuestionEncoder(network.export(rarity, blank))
-    sure = confidence_of(fair, [one for tasks in suites(judged, general[:300], seed=3).values() for one in tasks])
+    fair = QuestionEncoder(network.export(rarity, np.zeros((2, 1 + matching.EVIDENCE), np.float32)))
+    listed = faq_tasks(lists[:apart], general[:300])
+    fitting = [one for tasks in suites(judged, general[:300], seed=3).values() for one in tasks] + LISTS * listed
+    sure = np.stack([confidence_of(fair, fitting), confidence_of(fair, in_cipher(fitting))])
     fair = QuestionEncoder(network.export(rarity, sure))
     figures = {name: accuracy(fair, tasks) for name, tasks in suites(judged, general[300:]).items()}
     figures["near misses"] = accuracy(fair, beside(near_misses()))
+    listed = faq_tasks(lists[apart : 2 * apart], general[300:])
+    figures |= {"lists": accuracy(fair, listed), "lists in cipher": accuracy(fair, in_cipher(listed))}
     print(json.dumps({"groups": len(learnt), "steps": steps, "sure": sure.round(2).tolist(), "heldout": figures}))
     if everything:
         network = Network(spelt, known["vectors"])
-        train(network, [group for groups in kinds.values() for group in groups], steps)
+        listed_groups = [group for one in lists for group in one.groups]
+        train(network, [group for groups in kinds.values() for group in groups] + listed_groups, steps)
     if save:
         save_file(network.export(rarity, sure), FILE)
         print(f"{FILE}: {FILE.stat().st_size / 1e6:.2f} MB", file=sys.stderr)

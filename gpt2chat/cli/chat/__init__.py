@@ -49,6 +49,7 @@ def chat_command(checkpoint: str | None, prompt: str | None, **options: Any) -> 
       gpt2chat chat -g d8 -s 200
     """
     from gpt2chat.cli.chat.screen import Screen
+    from gpt2chat.cli.chat.teaching import feedback_for, taught_before
 
     check_doubt(options)
     tolerate_any_text()
@@ -58,6 +59,8 @@ def chat_command(checkpoint: str | None, prompt: str | None, **options: Any) -> 
     bot = _bot(options, screen)
     name = open_model(bot, checkpoint, options["source"], options["model_tag"], options["step"])
     _prepare(bot, options)
+    if taught := taught_before(bot, feedback_for(name, options["feedback"])):
+        say(taught)
     if prompt is not None:
         screen.answer(bot.stream(sys.stdin.read() if prompt == "-" else prompt), bot.decoder.runtime.config.n_ctx)
     else:

@@ -219,8 +219,11 @@ def _system(talk: Talk, argument: str) -> None:
 
 def _examples(talk: Talk, argument: str) -> None:
     if argument.lower() in ("clear", "none"):
+        before = len(talk.bot.examples)
         talk.bot.clear_custom_examples()
-    elif argument:
+        talk.screen.say(f"{counted((before - len(talk.bot.examples)) // 2, 'example')} taken back.")
+        return
+    if argument:
         path = Path(_file(argument, "/examples pairs.json"))
         count = talk.bot.add_custom_examples(teaching.read_pairs(path))
         talk.screen.say(teaching.examples_shown(talk.bot, count, path))

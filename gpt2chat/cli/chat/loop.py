@@ -117,5 +117,7 @@ class Talk:
         self.bot.open(name)
         self.bot.messages = messages
         self.model, self.feedback = name, teaching.feedback_for(name, self._feedback)
+        if taught := teaching.taught_before(self.bot, self.feedback):
+            self.screen.say(taught)
         seconds = time.perf_counter() - began
         self.screen.say(f"{pretrained.describe(self.bot.checkpoint)}; loaded in {seconds:.1f} s")

@@ -51,6 +51,18 @@ def examples_shown(bot: GPT2Chatbot, count: int, path: Path) -> str:
     return f"{counted(count, 'example')} of {path} added, to be shown to the model before the conversation{room}"
 
 
+def taught_before(bot: GPT2Chatbot, feedback: Feedback) -> str | None:
+    """Show what was taught in earlier chats with this model and is not learnt yet; return a line that says so."""
+    learnt = set(bot.checkpoint.taught)
+    pairs = [pair for pair in feedback.taught() if pair not in learnt]
+    if not pairs:
+        return None
+    bot.add_custom_examples([{"user": question, "bot": answer} for question, answer in pairs])
+    return (
+        f"{counted(len(pairs), 'pair')} that you taught are in {feedback.path}: given as answers; /retrain learns them"
+    )
+
+
 def _judged(talk: Talk) -> list[Message]:
     """Return the conversation up to the answer that is judged; raises ConfigError when there is none."""
     from gpt2chat.conversation import Message
@@ -66,10 +78,13 @@ def good(talk: Talk, argument: str) -> None:
     """Keep the last answer as one to learn."""
     from gpt2chat.conversation import Message
     from gpt2chat.errors import ConfigError
+    from gpt2chat.grounding import is_faq
 
     messages = _judged(talk)
     if not messages[-1].content.strip():
         raise ConfigError("/good: expected an answer with words, found an empty one: /teach gives the right one")
+    if is_faq(talk.bot.checkpoint.about):  # which is taught single questions and answers, and stays so
+        messages = [*(message for message in messages[:-2] if message.role == "system"), *messages[-2:]]
     talk.feedback.approve(messages)
     talk.bot.messages[-1] = Message("assistant", messages[-1].content)
     talk.screen.say(f"Kept in {talk.feedback.path}.")
@@ -108,7 +123,7 @@ def teach(talk: Talk, argument: str) -> None:
     given = talk.bot.grounded or (talk.bot.match and talk.bot.fallback is None)
     shown = f"{'It is given' if given else 'The model is shown it'} from now on"
     shown = shown if known is None else f"It is read as another way to ask {known!r} from now on"
-    talk.screen.say(f"Taught, and kept in {talk.feedback.path}. {shown}; /retrain learns it.")
+    talk.screen.say(f"Taught, and kept in {talk.feedback.path}. {shown}; /retrain learns it, /bad takes it back.")
 
 
 def offer(talk: Talk) -> None:
