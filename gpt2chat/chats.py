@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,9 @@ class Feedback:
         said = _said(messages)
         if _take_back(self.path, self._kept.pop(said, None)):
             self.pairs -= 1
+        for pair, line in [*self._lines()]:  # also what was taught in an earlier chat
+            if pair == tuple(message.content for message in messages[-2:]):
+                _take_back(self.path, line)
         _take_back(self.preferences, self._rejected.pop(said, None))
         *prompt, answer = messages
         row: dict[str, Any] = {"prompt": as_rows([Message(m.role, m.content) for m in prompt])}
@@ -147,16 +150,18 @@ class Feedback:
         self._rejected[said] = json_line(row)
 
     def taught(self) -> list[Pair]:
-        """Return the questions and answers that were taught, the last answer to each; lines that are none are left."""
-        pairs = list[Pair]()
+        """Return the questions and answers that were taught, the last answer to each."""
+        return latest(pair for pair, _ in self._lines())
+
+    def _lines(self) -> Iterator[tuple[Pair, str]]:
+        """Yield the pairs that were taught, by earlier objects too, each with its line; other lines are passed over."""
         with contextlib.suppress(OSError, UnicodeDecodeError):
             for line in self.path.read_text("utf-8").split("\n"):
-                with contextlib.suppress(ValueError, TypeError, KeyError, IndexError):
+                with contextlib.suppress(ValueError, TypeError, KeyError, IndexError, RecursionError):
                     row = json.loads(line)
                     if row["provenance"]["by"] == "teach":
                         question, answer = (str(message["content"]) for message in row["messages"][-2:])
-                        pairs.append((question, answer))
-        return latest(pairs)
+                        yield (question, answer), f"{line}\n"
 
     def _keep(self, said: Said, messages: Sequence[Message], by: str) -> None:
         row = {"messages": as_rows(messages), "provenance": provenance(by, self.model)}

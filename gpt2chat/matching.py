@@ -34,13 +34,13 @@ TELLING = 4  # words from which on an answer has a meaning that a question can a
 MOST_SAID = 200  # words of an answer that are read
 NO_RIVAL = 0.5  # what the best other answer scores at least, also where there is none
 MANY = 8  # phrasings per answer from which on a model finds the answer better than the nearest of them does
-READ = 0.3  # confidence from which on a question is read as the taught one
+READ = 0.4  # confidence from which on a question is read as the taught one
 PLAIN = 0.95  # confidence of a match from which on the model is not asked
 UNLIKELY = 0.01  # and below which it is not either
 LIKELIER = 2.0  # weight of a nat that the model finds an answer likelier, where it knows many ways to ask
 LONGEST = 1000  # characters of a question that the model is asked about
 REMEMBERED = 4096  # questions whose phrasing is
-SURE = 0.5  # how sure a match is when nothing else is known
+SURE = 0.55  # how sure a match must be at least
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Matcher:
 
     @cached_property
     def threshold(self) -> float:
-        """How sure a match must be to be taken: even odds, or more where general questions would get an answer."""
+        """How sure a match must be to be taken: likelier than not, and so sure that general questions get no answer."""
         if not self.pairs:
             return SURE
         asked = [question for question in outside() if not self._same(question)]
@@ -353,7 +353,7 @@ class _Said:
         self._holding: dict[str, Places] = {}
         found: dict[str, list[int]] = {}
         for at, answer in enumerate(answers):
-            for form in {_form(word) for word in words(answer, MOST_SAID)}:
+            for form in {_form(word) for word in words(answer, MOST_SAID) if word.isalnum()}:
                 found.setdefault(form, []).append(at)
         self._holding = {form: np.array(places, np.int64) for form, places in found.items()}
         self._count = len(answers)

@@ -16,6 +16,8 @@ from gpt2chat.conversation import Message, fit_context, render_prompt
 from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError, ContextError, DataError
 from gpt2chat.generation import stream_text
+from gpt2chat.grounding import is_faq
+from gpt2chat.matching import Matcher, as_taught, asks_taught
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.streams import Stream
 from gpt2chat.templates import Template
@@ -58,6 +60,7 @@ class Setting:
     config: GenerationConfig
     model: str
     tokenizer: Tokenizer = dataclasses.field(default_factory=Tokenizer.gpt2)
+    matcher: Matcher | None = None  # reads a question for a taught answer in other words as it was taught
 
     def __post_init__(self) -> None:
         self.template.check_ids(self.loaded.config.vocab_size, self.tokenizer)
@@ -98,7 +101,7 @@ def _job(line: str, number: int, place: str, setting: Setting) -> Job:
     try:
         config = _config(row, number, setting.config)
         config.check_ids(setting.loaded.config.vocab_size)
-        ids, template = _ids(row[asked[0]], asked[0], config, setting)
+        ids, template, config = _asked(row[asked[0]], asked[0], config, setting)
     except (ConfigError, ContextError, DataError) as error:
         raise DataError(f"{place}: {error}") from error
     names = [row[name] for name in NAMES if name in row]
@@ -121,8 +124,10 @@ def _config(row: Mapping[str, Any], number: int, config: GenerationConfig) -> Ge
     return dataclasses.replace(config, **given)
 
 
-def _ids(value: object, kind: str, config: GenerationConfig, setting: Setting) -> tuple[list[int], Template | None]:
-    """Return a prompt's ids, and the template they are written in."""
+def _asked(
+    value: object, kind: str, config: GenerationConfig, setting: Setting
+) -> tuple[list[int], Template | None, GenerationConfig]:
+    """Return a prompt's ids, the template they are written in, and how it is answered, as a chat would."""
     n_ctx = setting.loaded.config.n_ctx
     if kind == "prompt":
         if not isinstance(value, str) or not value:
@@ -130,13 +135,18 @@ def _ids(value: object, kind: str, config: GenerationConfig, setting: Setting) -
         ids = setting.tokenizer.encode(value)
         if len(ids) >= n_ctx:
             raise ContextError(f"prompt: expected at most {n_ctx - 1} tokens, got {len(ids)}")
-        return ids, None
+        return ids, None, config
     messages = [Message("user", _content(value, "user"))] if kind == "user" else _messages(value)
     pinned = [m for m in messages if m.role == "system"] + list(setting.loaded.examples)
     live = [m for m in messages if m.role != "system"]
     length, room = setting.loaded.trained_length or n_ctx, config.max_new_tokens
     kept, _ = fit_context(pinned, live, setting.template, setting.tokenizer, length, n_ctx, room)
-    return render_prompt(kept, setting.template, setting.tokenizer), setting.template
+    if setting.matcher:
+        faq = is_faq(setting.loaded.about)
+        if faq and asks_taught(kept, setting.matcher):
+            config = dataclasses.replace(config, temperature=0.0)  # there is one right answer
+        kept = as_taught(kept, setting.matcher, faq)
+    return render_prompt(kept, setting.template, setting.tokenizer), setting.template, config
 
 
 def _content(value: object, place: str) -> str:

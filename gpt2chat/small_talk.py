@@ -26,11 +26,12 @@ from gpt2chat.taught import Numbers, fold
 from gpt2chat.told import ASKING, asked_back, person, quoted, told_before
 
 FILE = Path(__file__).with_name("assets") / "small_talk.txt"
-LEAST = 0.62  # likeness from which on a written answer is given
-ASKED, PART = 0.02, 0.12  # what the likeness of a message's last question, and of another part of it, is lowered by
-ABOUT = 0.35  # and where one speaks of "you" alone and the other of "me" alone
-KIND = 0.08  # and where one asks and the other does not
-NEAR = 0.04  # likeness below the best at which an answer is as good
+LEAST = 0.54  # likeness from which on a written answer is given
+ASKED, PART = 0.03, 0.16  # what the likeness of a message's last question, and of another part of it, is lowered by
+ABOUT = 0.45  # and where one speaks of "you" alone and the other of "me" alone
+KIND = 0.1  # and where one asks and the other does not
+TELLING = 0.2  # and where one tells of himself and the other is about the world
+NEAR = 0.05  # likeness below the best at which an answer is as good
 CANDIDATES = 24  # answers that are looked at
 SHORT = 4  # characters of a part of a message that is not looked at by itself
 LEAVING = re.compile(
@@ -47,7 +48,7 @@ OWN_WORD = 0.35  # weight of a word of one message that has nothing like it in t
 SHOWN = 0.8  # confidence from which on a shown pair goes before anything written
 RARE = 0.35  # rarity from which on a word has something to say
 SAME = 0.97  # likeness from which on a message is one that an answer was written for
-TOLD, SURELY_TOLD = 0.4, 0.55  # likeness of what was told to a question for it; to one that need not be for it
+TOLD, SURELY_TOLD = 0.24, 0.43  # likeness of what was told to a question for it; to one that need not be for it
 
 DANGER = re.compile(
     r"\bsuicid|\bkill(?:ing)? (?:my|your|him|her|them)\w*|\bkms\b|\bself[- ]?harm"
@@ -133,6 +134,12 @@ class SmallTalk:
         return np.array([bool(ASKING.search(asked)) for asked, _, _ in self.rows], np.float64)
 
     @cached_property
+    def _worldly(self) -> Numbers:
+        """Whether each message is about neither of both and stands beside one that asks, (N,)."""
+        asks = {id(group): any(map(ASKING.search, group.asked)) for _, _, group in self.rows}
+        return np.array([asks[id(group)] for _, _, group in self.rows], np.float64) * (self._persons == 0)
+
+    @cached_property
     def _persons(self) -> Numbers:
         """Whom each message is about, (N,): see `person`."""
         return np.array([person(asked) for asked, _, _ in self.rows], np.float64)
@@ -190,8 +197,11 @@ class SmallTalk:
 
     def _likeness(self, text: str) -> Numbers:
         """Return how like a text is to each message, (N,); 1 for the same words."""
-        likeness = self._matcher.likeness(text) - ABOUT * (self._persons * person(text) < 0)
-        return likeness - KIND * (self._asking != bool(ASKING.search(text)))
+        whose, asks = person(text), bool(ASKING.search(text))
+        likeness = self._matcher.likeness(text) - ABOUT * (self._persons * whose < 0)
+        if whose < 0 and not asks:  # what somebody tells of himself is no question about the world
+            likeness = likeness - TELLING * self._worldly
+        return likeness - KIND * (self._asking != asks)
 
     def _grave(self, message: str) -> Reply | None:
         """Return the answer to a message of which any part is about death or danger, or a subject for no small talk."""

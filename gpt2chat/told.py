@@ -49,9 +49,9 @@ NAMED = re.compile(
 )
 OF_SELF = re.compile(r"\b(?:am i|i am|i'm)\b", re.I)
 LONGEST, MOST = 200, 40  # characters of a sentence that is said back, sentences that are looked at
-NEARLY = 0.08  # likeness below the best within which the last sentence counts, as it may mend the others; twice as much
+NEARLY = 0.1  # likeness below the best within which the last sentence counts, as it may mend the others; twice as much
 BEGINS = 3  # for one that has its first words
-VAGUE = 0.15  # what a sentence loses whose first word points back
+VAGUE = 0.2  # what a sentence loses whose first word points back
 SWAPPED = {
     "i": "you", "me": "you", "my": "your", "mine": "yours", "myself": "yourself", "i'm": "you're", "im": "you're",
     "i've": "you've", "ive": "you've", "i'll": "you'll", "i'd": "you'd", "am": "are", "i was": "you were",
@@ -93,7 +93,7 @@ def told_before(message: str, earlier: Sequence[str], tells: Sequence[str] = ())
     if tells:
         likeness = (likeness + np.max([matcher.likeness(tell) for tell in tells], axis=0)) / 2
     likeness = likeness - [VAGUE * bool(POINTING.match(sentence)) for sentence in sentences]
-    likeness = np.where([_other_owner(message, sentence) for sentence in sentences], 0.0, likeness)
+    likeness = np.where([_other_owner(message, sentence) for sentence in sentences], -1.0, likeness)
     first = _begin(sentences[int(likeness.argmax())])
     near = np.array([NEARLY * (1 + (_begin(sentence) == first)) for sentence in sentences])
     best = int(np.flatnonzero(likeness >= likeness.max() - near)[-1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import json
 import re
 import statistics
 import time
@@ -15,7 +17,9 @@ from helpers_cli import ROOT, invoke, save_tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gpt2chat import checkpoint
 from gpt2chat.chatbot import GPT2Chatbot
+from gpt2chat.chats import Feedback
 from gpt2chat.cli.chat import commands
 from gpt2chat.cli.chat.lines import History, read_message
 from gpt2chat.cli.chat.loop import Talk
@@ -188,3 +192,40 @@ def test_two_hundred_turns_stay_fast_and_small(tmp_path: Path) -> None:
     early, late = statistics.median(seconds[10:30]), statistics.median(seconds[190:221])
     assert late < 2 * early
     assert memory[1] - memory[0] < 8e6
+
+
+# -- what is taught stays taught -----------------------------------------------------------------------------------
+
+
+def faq(folder: Path) -> Path:
+    """A tiny model that says of itself that it knows single questions and answers."""
+    tiny = checkpoint.load(save_tiny(folder / "tiny.pt"))
+    checkpoint.save(dataclasses.replace(tiny, taught=[("a?", "b.")], about={"faq": True}), folder / "faq.pt")
+    return folder / "faq.pt"
+
+
+def test_what_was_taught_is_given_in_later_chats_until_it_is_taken_back(tmp_path: Path) -> None:
+    path = faq(tmp_path)
+    first = invoke("chat", path, stdin="Can you paint my frame?\n/teach Yes, from 150 pounds.\n")
+    assert "/retrain learns it, /bad takes it back." in first.stderr
+    later = invoke("chat", path, stdin="Can you paint my frame?\n")
+    assert "given as answers, as you taught them before: 1 pair of" in later.stderr
+    assert later.stdout.splitlines()[0] == "Yes, from 150 pounds."
+    assert invoke("chat", path, "-p", "can you paint my frame").stdout.strip() == "Yes, from 150 pounds."
+    invoke("chat", path, stdin="Can you paint my frame?\n/bad\n")
+    assert (tmp_path / "faq.feedback.jsonl").read_text("utf-8") == ""
+    Feedback(tmp_path / "faq.feedback.jsonl", "faq.pt").path.write_text("{}\nno json\n[1]\n", "utf-8")
+    assert "as you taught them before" not in invoke("chat", path, "-p", "hello").stderr
+
+
+def test_an_approved_answer_of_a_faq_is_kept_without_the_conversation_before_it(tmp_path: Path) -> None:
+    path = faq(tmp_path)
+    invoke("chat", path, stdin="a?\na?\n/good\n")
+    [line] = (tmp_path / "faq.feedback.jsonl").read_text("utf-8").splitlines()
+    assert [message["role"] for message in json.loads(line)["messages"]] == ["user", "assistant"]
+
+
+def test_examples_that_are_taken_back_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "two.json").write_text('[{"user": "c", "bot": "d"}, {"user": "e", "bot": "f"}]')
+    said = invoke("chat", faq(tmp_path), stdin=f"/examples {tmp_path / 'two.json'}\n/examples clear\n").stderr
+    assert "2 examples taken back." in said

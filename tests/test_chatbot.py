@@ -458,3 +458,19 @@ def test_the_named_model_loads_at_the_first_answer(tiny_checkpoint: Path) -> Non
     assert bot.messages == [Message("user", "Hello"), Message("assistant", first)]
     again = GPT2Chatbot(str(tiny_checkpoint), generation=GenerationConfig(max_new_tokens=4, seed=0))
     assert "".join(again.complete([Message("user", "Hello")])) == first
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fallback": 3},
+        {"fallback": " "},
+        {"confidence": "0.5"},
+        {"confidence": True},
+        {"grounded": "yes"},
+        {"match": "no"},
+    ],
+)
+def test_what_is_no_choice_is_refused_in_one_line(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"(fallback|confidence|grounded, match): expected .*, got "):
+        GPT2Chatbot("demo", **options)

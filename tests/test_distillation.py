@@ -25,7 +25,7 @@ from gpt2chat.model import GPT2
 from gpt2chat.templates import TEMPLATES
 from gpt2chat.training import TrainConfig, make_optimizer, train
 
-DOCUMENTS = [[random.Random(number).randrange(2000) for _ in range(40)] for number in range(300)]
+DOCUMENTS = [[random.Random(number).randrange(2000) for _ in range(40)] for number in range(700)]
 
 
 @pytest.fixture

@@ -28,10 +28,11 @@ from gpt2chat.errors import ConfigError
 from gpt2chat.explanation import explain
 from gpt2chat.formats import Library, Source
 from gpt2chat.generation import Decoder
-from gpt2chat.grounding import FALLBACK, Grounded, Grounding, is_faq, spoken
+from gpt2chat.grounding import FALLBACK, Grounded, Grounding, is_faq, longest, spoken
 from gpt2chat.matching import PLAIN, UNLIKELY, Match, Matcher, outside
 from gpt2chat.model import GPT2, GPT2Config
 from gpt2chat.records import Record
+from gpt2chat.sampling import GenerationConfig
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.training import TrainConfig, make_optimizer
 from gpt2chat.training import train as train_model
@@ -536,3 +537,31 @@ def train(base: Path, rows: Path, saved: Path, *options: object) -> str:
     result = invoke("train", "--model", base, "--data", rows, "--save_path", saved, "--steps", 1, *options)
     assert result.exit_code == 0, result.stderr
     return result.stderr
+
+
+# -- long answers --------------------------------------------------------------------------------------------------
+
+LONG = " ".join(f"word{n}" for n in range(120))  # more tokens than the usual 256
+
+
+def test_a_taught_answer_is_given_whole_however_long_it_and_the_conversation_are(tmp_path: Path) -> None:
+    tiny = checkpoint.load(save_tiny(tmp_path / "tiny.pt"))
+    taught = [("Tell me all", LONG), ("When do you open?", "At nine.")]
+    checkpoint.save(dataclasses.replace(tiny, taught=taught, about={"faq": True}), tmp_path / "long.pt")
+    bot = GPT2Chatbot(fallback=UNSURE, dtype="float32", quantize="none")
+    bot.load_model(tmp_path / "long.pt")
+    n_ctx = bot.decoder.runtime.config.n_ctx
+    assert len(bot.tokenizer.encode(LONG)) > n_ctx // 2
+    for _ in range(3):  # the conversation alone fills the context
+        assert bot.chat("Tell me all") == LONG
+        assert bot.answer and bot.answer.finish_reason == "stop"
+    assert bot.chat("Tell me all", max_tokens=3) != LONG
+    assert bot.answer.finish_reason == "length"
+
+
+def test_room_is_made_for_the_longest_taught_answer_unless_a_length_was_asked_for() -> None:
+    usual, chosen = GenerationConfig(), GenerationConfig(max_new_tokens=40)
+    assert usual.with_room(300).max_new_tokens == 300 and usual.with_room(3) == usual
+    assert chosen.with_room(300) == chosen
+    assert longest([("a", "one two"), ("b", LONG)]) == 1 + len(Tokenizer.gpt2().encode(LONG))
+    assert longest([]) == 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_cli import ROOT
+from helpers_cli import ROOT, invoke
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
@@ -21,7 +21,7 @@ from gpt2chat.chatbot import GPT2Chatbot
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.conversation import TEMPLATES, Message
 from gpt2chat.data import Dataset, Report, render_records
-from gpt2chat.encoder import FILE, QuestionEncoder, encoder
+from gpt2chat.encoder import FILE, QuestionEncoder, encoder, words
 from gpt2chat.matching import (
     CANDIDATES,
     CLOSER,
@@ -30,8 +30,10 @@ from gpt2chat.matching import (
     LONGEST,
     MANY,
     MEANING,
+    MEANT,
     POWER,
     RIDGE,
+    SAID,
     SURE,
     UNLIKELY,
     Match,
@@ -42,7 +44,7 @@ from gpt2chat.matching import (
 from gpt2chat.model import GPT2, GPT2Config
 from gpt2chat.records import Record
 from gpt2chat.sampling import GenerationConfig
-from gpt2chat.taught import Numbers, Pair
+from gpt2chat.taught import Numbers, Pair, merged
 from gpt2chat.tokenizer import Tokenizer
 from gpt2chat.training import TrainConfig, make_optimizer, train
 
@@ -139,11 +141,29 @@ def test_a_phrasing_that_is_added_wins_from_then_on(pairs: list[Pair], new: Pair
 
 
 def test_a_question_with_two_answers_has_both_and_no_other_before_them() -> None:
-    matcher = Matcher([*SHOP, ("when do you open", "At ten on Sundays.")])
-    first, second, *rest = matcher.match("When do you open?")
-    assert {first.answer, second.answer} == {"At nine.", "At ten on Sundays."}
-    assert first.confidence == second.confidence == 1
-    assert all(match.confidence < 1 for match in rest)
+    matcher = Matcher([*SHOP, ("When do you open?", "At ten on Sundays.")])
+    for asked in ("When do you open?", "when do you OPEN"):
+        first, second, *rest = matcher.match(asked)
+        assert {first.answer, second.answer} == {"At nine.", "At ten on Sundays."}
+        assert first.confidence == second.confidence == 1
+        assert all(match.confidence == 0 for match in rest)
+
+
+MARKS = ("What is C?", "What is C++?", "What is C#?", "I feel 😀", "I feel 😡", "what time is it", "What time is it?")
+
+
+def test_questions_that_differ_in_marks_or_case_alone_keep_their_answers() -> None:
+    pairs = [(question, f"answer {at}") for at, question in enumerate(MARKS)]
+    matcher = Matcher(pairs)
+    for question, answer in pairs:
+        assert matcher.match(question)[0] == Match(question, answer, 1.0, 1.0)
+        assert matcher.phrased(question) == question
+    assert matcher.match("what is c++")[0].question == "What is C++?"
+    assert matcher.match("“What is C#”")[0].question == "What is C#?"
+    assert matcher.match("I FEEL 😡!")[0].question == "I feel 😡"
+    assert matcher.match("What is the C--?")[0].confidence < 1  # of which none was taught
+    assert merged(pairs, [("What is C--?", "new")]) == [*pairs, ("What is C--?", "new")]
+    assert merged(pairs, [("what is c#", "new")]) == [*pairs[:2], *pairs[3:], ("what is c#", "new")]
 
 
 def test_one_pair_is_enough_and_none_finds_nothing() -> None:
@@ -316,9 +336,29 @@ def test_all_phrasings_speak_for_an_answer_by_a_ridge_regression() -> None:
     for question in ("When may I come?", "money back please", "when do you open?", "", "猫"):
         expected = kernel(question) @ fit
         rows, evidence = matcher.evidence(question, matcher.likenesses(question), len(taught))
-        given = {taught[row][1]: figures[-2] for row, figures in zip(rows, evidence, strict=True)}
+        support, said, meant = evidence[:, 12], evidence[:, 14], evidence[:, 15]
+        alone = support - SAID * said - MEANT * meant  # without what the answers themselves say
+        given = {taught[row][1]: figure for row, figure in zip(rows, alone, strict=True)}
         assert [given[answer] for answer in matcher.answers] == pytest.approx(expected.tolist(), abs=1e-6)
-        assert list(given.values()) == sorted(given.values(), reverse=True)
+        assert support.tolist() == sorted(support.tolist(), reverse=True)
+
+
+def test_a_question_that_is_worded_as_an_answer_finds_it() -> None:
+    pairs = [
+        ("Where are you?", "At 14 Mill Lane, behind the bakery."),
+        ("How can I pay?", "By card or in cash."),
+        *SHOP,
+    ]
+    matcher = Matcher(pairs)
+    assert matcher.match("are you near the bakery")[0].answer == pairs[0][1]
+    assert matcher.match("do you take cash")[0].answer == pairs[1][1]
+    unlike = matcher.match("do you take cheques")[0]
+    assert matcher.match("do you take cash")[0].confidence > unlike.confidence
+
+
+def test_short_forms_and_hyphens_are_no_other_words() -> None:
+    assert words("wheres ur e-bike, pls?") == ["where's", "your", "ebike", ",", "please", "?"]
+    assert words("do u rent T-shirts") == ["do", "you", "rent", "tshirts"]
 
 
 # -- read as it was taught -----------------------------------------------------------------------------------------
@@ -382,15 +422,15 @@ MANY_WAYS = [(way.format(question), answer) for question, answer in SHOP for way
 def test_a_model_with_many_phrasings_has_a_say_in_how_a_question_is_read() -> None:
     few = Matcher([*MANY_WAYS[: 2 * MANY], *MANY_WAYS[2 * MANY :: MANY]])  # many ways to ask for two of the answers
     assert len(WAYS) == MANY and Matcher(MANY_WAYS).has_many and not few.has_many and not Matcher([]).has_many
-    assert few.undecided("can i park or pay") == []
+    assert few.undecided("can i pay with a voucher") == []
     matcher = Matcher(MANY_WAYS)
     for question in ("Who painted the Mona Lisa?", "猫", "x " * LONGEST):  # like none, and too long to be asked about
         assert matcher.undecided(question) == [] and matcher.phrased(question) == question
     assert matcher.undecided("When do you open please?") == []  # plain without the model
     assert dict(MANY_WAYS)[matcher.phrased("When do you open please?")] == "At nine."
-    asked = "can i park or pay"
+    asked = "can i pay with a voucher"
     first, second, *_ = matches = matcher.undecided(asked)
-    assert {first.answer, second.answer} == {"Behind the shop.", "Yes, all cards are taken."}
+    assert {first.answer, second.answer} == {"Yes, at the till.", "Yes, all cards are taken."}
     assert matcher.phrased(asked) == asked  # until the model is heard
     for said in (first, second):
         matcher.decide(asked, matches, [-1.0 if match is said else -9.0 for match in matches])
@@ -550,3 +590,16 @@ def test_another_model_brings_its_own_questions(learnt: Checkpoint, tmp_path: Pa
 
 def test_the_encoder_is_shared() -> None:
     assert Matcher(SHOP)._encoder is Matcher([])._encoder is encoder()
+
+
+def test_a_file_of_questions_is_answered_as_in_a_chat(learnt: Checkpoint, tmp_path: Path) -> None:
+    checkpoint.save(dataclasses.replace(learnt, about={"faq": True}), tmp_path / "faq.pt")
+    earlier = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day."}]
+    rows: list[dict[str, object]] = [{"user": asked} for asked, _ in OTHER_WORDS]
+    rows += [{"messages": [*earlier, {"role": "user", "content": asked}]} for asked, _ in OTHER_WORDS]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    command = ("generate", "--batch", tmp_path / "q.jsonl", "--model", tmp_path / "faq.pt", "--dtype", "float32")
+    said = invoke(*command, "--quantize", "none", "--out", "-", "--seed", 1)
+    assert [json.loads(line)["text"] for line in said.stdout.splitlines()] == 2 * [answer for _, answer in OTHER_WORDS]
+    said = invoke(*command, "--quantize", "none", "--out", "-", "--seed", 1, "--no_match")
+    assert [json.loads(line)["text"] for line in said.stdout.splitlines()] != 2 * [answer for _, answer in OTHER_WORDS]

@@ -190,6 +190,15 @@ def test_a_large_state_is_kept_only_where_there_is_more_to_learn_or_on_request(
     assert last.exists()
 
 
+def test_a_state_that_was_asked_for_stays_when_the_run_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt2chat.run.SMALL_STATE", 0.0)
+    (place / "pairs.json").write_text(pairs(2), "utf-8")
+    train("--keep_state", "--steps", 1)
+    for steps in (40, 41):
+        resume("trained_model.last.pt", "--steps", steps)
+    assert (place / "trained_model.last.pt").exists()
+
+
 # -- more epochs or steps ------------------------------------------------------------------------------------------
 
 

@@ -208,7 +208,8 @@ def test_figures_as_json(place: Path) -> None:
     assert set(chat) == {"grounded", "fallback", "match", "threshold", "paraphrases", "outside", "left_out"}
     assert (chat["grounded"], chat["fallback"], chat["match"]) == (True, None, True)
     assert 0.5 <= chat["threshold"] <= 1
-    assert set(chat["paraphrases"]) == set(chat["outside"]) == FIGURES
+    assert set(chat["paraphrases"]) == FIGURES
+    assert set(chat["outside"]) == {"questions", "right", "given", "blends"}
     assert (chat["paraphrases"]["questions"], chat["outside"]["questions"]) == (3, 10)
     assert chat["paraphrases"]["right"] >= 0.6667 and chat["paraphrases"]["blends"] == 0
     assert chat["outside"]["right"] >= 0.9
@@ -380,7 +381,11 @@ def test_what_does_worse_is_not_saved_and_what_is_there_stays(held: Path) -> Non
     assert f"saved {good['receipt']}: " in said and load_calibration(held) is not None
     before = receipt_path(held).read_bytes()
     rows = json.loads((held.parent / "held.json").read_text("utf-8"))
-    rows = [*[{"user": f"Can I pay by card {n}?", "bot": "Yes."} for n in range(30, 59)], rows[-1]]
+    known = "can i pay by card?"  # as it was taught, but for case
+    letters = [at for at, letter in enumerate(known) if letter.isalpha()]
+    pairs = list(itertools.combinations(letters, 2))[:29]  # of letters that are large
+    ways = ["".join(c.upper() if at in pair else c for at, c in enumerate(known)) for pair in pairs]
+    rows = [*[{"user": way, "bot": "Yes."} for way in ways], rows[-1]]
     (held.parent / "held.json").write_text(json.dumps(rows), "utf-8")
     worse, said = calibrated("--no_grounded")  # a single wrong answer, which a fit that has not seen it takes for right
     assert worse["compared"]["now"] < worse["compared"]["before"]

@@ -33,9 +33,8 @@ def chatted(
         found["paraphrases"] = measure(bot, questions, partial(bar, desc="paraphrases")).to_dict()
     if outside:
         asked = [question for path in outside for question in read_questions(path)]
-        found["outside"] = measure(
-            bot, [(question, None) for question in asked], partial(bar, desc="outside")
-        ).to_dict()
+        outcome = measure(bot, [(question, None) for question in asked], partial(bar, desc="outside")).to_dict()
+        found["outside"] = {name: outcome[name] for name in ("questions", "right", "given", "blends")}
     if others := left_out(bot.checkpoint.taught):
         found["left_out"] = {"questions": others[0].of, "right": others[0].value, "word_list": others[1].value}
     return found

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from gpt2chat.cli.options import GENERATION_NAMES, ModelName, answering_options, chosen, kept_once
+from gpt2chat.cli.options import GENERATION_NAMES, ModelName, answering_options, chosen, kept_once, match_option
 from gpt2chat.cli.terminal import (
     PLAIN_SECONDS,
     SETTINGS,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 )
 @click.option("--streams", type=click.IntRange(1), default=16, help="How many answers are computed at once.")
 @answering_options
+@match_option
 @reports_errors
 def generate_command(text: str | None, batch: Path | None, **options: Any) -> None:
     """Go on with TEXT, or answer a file of prompts.
@@ -71,6 +72,8 @@ def _opened(**o: Any) -> tuple[Setting, Engine]:
     from gpt2chat import packs, pretrained
     from gpt2chat.decoding import open_model
     from gpt2chat.engine import Engine
+    from gpt2chat.grounding import longest
+    from gpt2chat.matching import matcher_of
     from gpt2chat.offline import Setting
     from gpt2chat.sampling import GenerationConfig
     from gpt2chat.templates import template_named
@@ -82,7 +85,9 @@ def _opened(**o: Any) -> tuple[Setting, Engine]:
     path = pretrained.checkpoint_file(o["model"])
     model = f"{path and packs.identity(path) or o['model']} {runtime.form}"
     engine = Engine(runtime, streams=o["streams"], waiting=2 * o["streams"], draft=o["draft"])
-    return Setting(loaded, template or loaded.template, config, model), engine
+    config = config.with_room(min(longest(loaded.taught), loaded.config.n_ctx))
+    matcher = matcher_of(loaded.taught, loaded.examples) if o["match"] else None
+    return Setting(loaded, template or loaded.template, config, model, matcher=matcher), engine
 
 
 def _go_on(text: str, setting: Setting, engine: Engine) -> None:

@@ -162,14 +162,19 @@ def doubt_options(function: Callable[..., Any]) -> Callable[..., Any]:
     grounded = (
         "Taught answers only, word for word, or the fallback.  [default: with --fallback, if pairs were all it learnt]"
     )
-    match = "Read a question for a taught answer in other words as it was taught."
     options = (
         click.option("--fallback", help="Say this in place of an answer that the model is not sure of."),
         click.option("--confidence", type=click.FloatRange(0, 1), help=sure),
         click.option("--grounded/--no_grounded", default=None, help=grounded),
-        click.option("--match/--no_match", default=True, show_default=True, help=match),
+        match_option,
     )
     return stacked(*options)(function)
+
+
+def match_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what reads a question as it was taught."""
+    words = "Read a question for a taught answer in other words as it was taught."
+    return click.option("--match/--no_match", default=True, show_default=True, help=words)(function)
 
 
 def check_doubt(options: Mapping[str, Any]) -> None:

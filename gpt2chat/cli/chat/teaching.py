@@ -58,9 +58,7 @@ def taught_before(bot: GPT2Chatbot, feedback: Feedback) -> str | None:
     if not pairs:
         return None
     bot.add_custom_examples([{"user": question, "bot": answer} for question, answer in pairs])
-    return (
-        f"{counted(len(pairs), 'pair')} that you taught are in {feedback.path}: given as answers; /retrain learns them"
-    )
+    return f"given as answers, as you taught them before: {counted(len(pairs), 'pair')} of {feedback.path}"
 
 
 def _judged(talk: Talk) -> list[Message]:
