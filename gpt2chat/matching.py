@@ -27,7 +27,11 @@ CLOSER = 256  # phrasings that are compared word by word, those that look most a
 CROWD = 3  # phrasings of an answer, and questions of the list of general ones, that are looked at together
 REFUSED = 0.9  # share of the general questions that a threshold must refuse
 LOCAL = 16  # answers that are weighed against each other by all their phrasings
-MEANING, POWER, RIDGE = 0.6, 2, 0.3  # its share of the kernel, the rest is spelling; how little one phrasing is trusted
+MEANING, POWER, RIDGE = (
+    0.5,
+    1.5,
+    0.3,
+)  # its share of the kernel, the rest is spelling; how little one phrasing is trusted
 EVIDENCE = 18  # figures that speak for a match
 SAID, MEANT = 0.25, 0.2  # of what stands in the answer, and of its meaning, beside the likeness of the questions
 TELLING = 4  # words from which on an answer has a meaning that a question can ask for
@@ -37,7 +41,7 @@ MANY = 8  # phrasings per answer from which on a model finds the answer better t
 READ = 0.4  # confidence from which on a question is read as the taught one
 PLAIN = 0.95  # confidence of a match from which on the model is not asked
 UNLIKELY = 0.01  # and below which it is not either
-LIKELIER = 2.0  # weight of a nat that the model finds an answer likelier, where it knows many ways to ask
+LIKELIER = 1.0  # weight of a nat that the model finds an answer likelier, where it knows many ways to ask
 LONGEST = 1000  # characters of a question that the model is asked about
 REMEMBERED = 4096  # questions whose phrasing is
 SURE = 0.55  # how sure a match must be at least

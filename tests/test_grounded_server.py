@@ -362,7 +362,8 @@ def test_where_many_ways_were_taught_the_model_has_its_say_in_both(model: Path, 
     bot.load_model(tmp_path / "many.pt")
     read, said = list[str](), list[dict[str, str]]()
     with served(tmp_path / "many.pt", generation=bot.generation) as running:
-        for question in (OPEN, "card or voucher?", "Who wrote Hamlet?", "when do you open", "👋" * 12, OPEN):
+        either = "pay with a voucher"
+        for question in (either, "card or voucher?", "Who wrote Hamlet?", "when do you open", "👋" * 12, either):
             said.append({"role": "user", "content": question})
             text = bot.chat(question)
             found = running.ask(question) if len(said) == 1 else running.post(PATHS[0], {"messages": said}).json()
