@@ -39,8 +39,9 @@ def _understood(taught: Sequence[Pair]) -> Iterator[str]:
     from gpt2chat.quality import left_out
 
     matcher = Matcher(taught)
-    declined = sum(matcher.match(question, 1)[0].confidence < matcher.threshold for question in outside())
-    general = f"{declined} of {len(outside())} questions about other things"
+    sure = [matcher.match(question, 1)[0].confidence for question in outside()]
+    others = [each for each in sure if each < 1]  # that were not taught themselves
+    general = f"{sum(each < matcher.threshold for each in others)} of {len(others)} questions about other things"
     yield f'a chat with --fallback "Please ask us." declines {general}'
     if found := left_out(taught):
         right, words = found
