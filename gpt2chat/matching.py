@@ -44,7 +44,7 @@ UNLIKELY = 0.01  # and below which it is not either
 LIKELIER = 1.0  # weight of a nat that the model finds an answer likelier, where it knows many ways to ask
 LONGEST = 1000  # characters of a question that the model is asked about
 REMEMBERED = 4096  # questions whose phrasing is
-SURE = 0.55  # how sure a match must be at least
+SURE = 0.6  # how sure a match must be at least
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ def test_every_command_does_what_it_says(taught: Path, tmp_path: Path) -> None:
         ("/teach Good day to you.", "Taught"),
         ("/examples", "Hello  ->  Good day to you."),
         ("/examples pairs.json", "1 example of pairs.json"),
-        ("/examples clear", "No examples"),
+        ("/examples clear", "2 examples taken back."),
         ("/system Be brief.", "System prompt: Be brief."),
         ("/system none", "System prompt: none"),
         ("/set top_k 7", "top_k: 7"),

@@ -18,7 +18,7 @@ from gpt2chat.cli.plan import drawn
 from gpt2chat.conversation import Example
 from gpt2chat.data import Dataset
 from gpt2chat.decoding import choose, runtime_of
-from gpt2chat.distillation import LENGTH, LIKELIEST, OWN, PLACES, ROWS, Distillation, row_length
+from gpt2chat.distillation import LENGTH, LIKELIEST, PLACES, ROWS, Distillation, row_length
 from gpt2chat.engine import Engine
 from gpt2chat.errors import CheckpointError
 from gpt2chat.model import GPT2
@@ -90,6 +90,7 @@ def test_a_model_that_is_taught_forgets_less(tiny_model: GPT2, noted: Distillati
 
 def test_a_run_on_few_pairs_notes_and_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gpt2chat.cli.plan.OWN", 4)
     tiny = checkpoint.load(save_tiny(tmp_path / "tiny.pt"))
     checkpoint.save(dataclasses.replace(tiny, taught=[("Hello", "Good day.")]), tmp_path / "tiny.pt")
     pairs = [{"user": f"What is {n}?", "bot": f"It is {n}."} for n in range(4)]
@@ -110,17 +111,20 @@ def test_a_run_on_few_pairs_notes_and_resumes_exactly(tmp_path: Path, monkeypatc
     assert refused.exit_code and "distillation: expected 0 to 100, got -1.0" in refused.stderr
 
 
-def test_a_model_draws_rows_of_its_own_and_they_are_noted_first(tiny_model: GPT2) -> None:
+def test_a_model_draws_rows_of_its_own_and_they_are_noted_first(
+    tiny_model: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt2chat.cli.plan.OWN", few := 8)
     loaded = Checkpoint(tiny_model.config, weights_of(tiny_model), TEMPLATES["chat"])
     rows = []
     for _ in range(2):
         with Engine(runtime_of(loaded, choose("cpu", "float32", "none"))) as engine:
             rows.append(drawn(engine, DOCUMENTS))
-    assert rows[0] == rows[1] and len(rows[0]) == OWN
+    assert rows[0] == rows[1] and len(rows[0]) == few
     assert {len(row) for row in rows[0]} == {row_length(tiny_model.config)}
-    assert len({tuple(row) for row in rows[0]}) == OWN
+    assert len({tuple(row) for row in rows[0]}) == few
     notes = Distillation.taken(tiny_model, DOCUMENTS, 1.0, rows[0])
-    assert notes.ids[:OWN].tolist() == rows[0] and OWN < len(notes.ids) <= ROWS
+    assert notes.ids[:few].tolist() == rows[0] and few < len(notes.ids) <= ROWS
     assert (
-        notes.ids[OWN:].tolist() == Distillation.taken(tiny_model, DOCUMENTS, 1.0).ids[: len(notes.ids) - OWN].tolist()
+        notes.ids[few:].tolist() == Distillation.taken(tiny_model, DOCUMENTS, 1.0).ids[: len(notes.ids) - few].tolist()
     )

@@ -24,6 +24,7 @@ CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "1-non-englis
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a tiny model, six pairs and a text."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gpt2chat.cli.plan.OWN", 4)  # rows that a model draws before it is taught
     save_tiny(tmp_path / "tiny.pt")
     (tmp_path / "pairs.json").write_text(pairs(6), "utf-8")
     (tmp_path / "text.txt").write_text("one two three four " * 200, "utf-8")

@@ -347,7 +347,7 @@ def _distillation(
         return None
     tokenizer = Tokenizer.gpt2()
     talks = [render(talk, base.template, tokenizer).ids for talk in small_talk().conversations(TALKS)]
-    with Engine(runtime_of(base, choose(options["device"], "float32", "none"))) as engine:
+    with Engine(runtime_of(base, choose(options["device"], "float32", "auto")), streams=32) as engine:
         own = drawn(engine, talks)
     return Distillation.taken(model, talks, options["distillation"], own)
 
