@@ -92,6 +92,7 @@ class GPT2Chatbot:
         self._draft, self._compile = draft, compile
         self._notice = notice or logging.getLogger(__name__).warning
         self._examples: list[Message] = []  # of this object, kept over load_model
+        self._answers: list[Message] = []  # that are given and not shown to the model
         self._loaded: Checkpoint | None = None
         self._decoder: Decoder | None = None
         self._engine: Engine | None = None  # answers instead of the decoder
@@ -160,7 +161,7 @@ class GPT2Chatbot:
     def matcher(self) -> Matcher:
         """What finds the taught answer that a question asks for, among those of the model and of this object."""
         if self._matcher is None:
-            self._matcher = matcher_of(self.checkpoint.taught, self._examples)
+            self._matcher = matcher_of(self.checkpoint.taught, [*self._answers, *self._examples])
         return self._matcher
 
     def _adopt(self, loaded: Checkpoint, runtime: Runtime, engine: Engine | None = None) -> None:
@@ -206,6 +207,11 @@ class GPT2Chatbot:
         self._matcher = None
         return len(messages) // 2
 
+    def give(self, pairs: Sequence[object]) -> None:
+        """Answer questions with `[{"user": ..., "bot": ...}]`, which the model is not shown; raises DataError."""
+        self._answers += pairs_to_messages(pairs)
+        self._matcher = None
+
     @property
     def examples(self) -> list[Message]:
         """What is shown to the model before the conversation: the checkpoint's examples, then this object's own."""
@@ -217,19 +223,13 @@ class GPT2Chatbot:
         return (len(kept) - (self.system is not None)) // 2
 
     def drop_custom_example(self, user: str, bot: str) -> None:
-        """Take back one pair that `add_custom_examples` added, if it did."""
-        kept = list[Message]()
-        for message in self._examples:
-            if (message.role, message.content) == ("assistant", bot) and kept and kept[-1] == Message("user", user):
-                kept.pop()
-            else:
-                kept.append(message)
-        self._examples = kept
+        """Take back one pair that `add_custom_examples` or `give` added, if one did."""
+        self._examples, self._answers = (_without(shown, user, bot) for shown in (self._examples, self._answers))
         self._matcher = None
 
     def clear_custom_examples(self) -> None:
-        """Take back what `add_custom_examples` added."""
-        self._examples, self._matcher = [], None
+        """Take back what `add_custom_examples` and `give` added."""
+        self._examples, self._answers, self._matcher = [], [], None
 
     def set_template(self, name: str | None) -> None:
         """Write turns as another template does; None takes the checkpoint's. Raises ConfigError."""
@@ -424,7 +424,7 @@ class GPT2Chatbot:
         """Return the answer that the model need not write, if there is one."""
         if not self.match or self.fallback is not None:
             return None
-        shown = self.matcher if self._examples else None
+        shown = self.matcher if self._examples or self._answers else None
         return written(self.checkpoint.about, messages, generation, shown, bool(self.system))
 
     def _given(
@@ -462,6 +462,17 @@ class GPT2Chatbot:
         if unknown := sorted(set(given) - known):
             raise ConfigError(f"{unknown[0]}: expected one of {', '.join(sorted(known))}")
         return dataclasses.replace(self.generation, **given)  # type: ignore[arg-type]
+
+
+def _without(shown: Sequence[Message], user: str, bot: str) -> list[Message]:
+    """Return messages without a question that has an answer."""
+    kept = list[Message]()
+    for message in shown:
+        if (message.role, message.content) == ("assistant", bot) and kept and kept[-1] == Message("user", user):
+            kept.pop()
+        else:
+            kept.append(message)
+    return kept
 
 
 def _text(text: object) -> str:

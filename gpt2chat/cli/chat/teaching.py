@@ -52,12 +52,12 @@ def examples_shown(bot: GPT2Chatbot, count: int, path: Path) -> str:
 
 
 def taught_before(bot: GPT2Chatbot, feedback: Feedback) -> str | None:
-    """Show what was taught in earlier chats with this model and is not learnt yet; return a line that says so."""
+    """Give what was taught in earlier chats with this model and is not learnt yet; return a line that says so."""
     learnt = set(bot.checkpoint.taught)
     pairs = [pair for pair in feedback.taught() if pair not in learnt]
-    if not pairs:
+    if not pairs or not _gives(bot):
         return None
-    bot.add_custom_examples([{"user": question, "bot": answer} for question, answer in pairs])
+    bot.give([{"user": question, "bot": answer} for question, answer in pairs])
     return f"given as answers, as you taught them before: {counted(len(pairs), 'pair')} of {feedback.path}"
 
 
@@ -118,10 +118,14 @@ def teach(talk: Talk, argument: str) -> None:
     if not talk.bot.grounded:
         read = talk.bot.matcher.phrased(question.content) if talk.bot.match else question.content
         known = read if read != question.content else None
-    given = talk.bot.grounded or (talk.bot.match and talk.bot.fallback is None)
-    shown = f"{'It is given' if given else 'The model is shown it'} from now on"
+    shown = f"{'It is given' if _gives(talk.bot) else 'The model is shown it'} from now on"
     shown = shown if known is None else f"It is read as another way to ask {known!r} from now on"
     talk.screen.say(f"Taught, and kept in {talk.feedback.path}. {shown}; /retrain learns it, /bad takes it back.")
+
+
+def _gives(bot: GPT2Chatbot) -> bool:
+    """Whether a bot gives what was taught in the chat word for word."""
+    return bot.grounded or (bot.match and bot.fallback is None)
 
 
 def offer(talk: Talk) -> None:
