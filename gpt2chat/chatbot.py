@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from gpt2chat import checkpoint, pretrained
 from gpt2chat.checkpoint import Checkpoint
 from gpt2chat.confidence import UNMEASURED, Judge, judge_of
-from gpt2chat.conversation import Conversation, Message, fit_context, render_prompt
+from gpt2chat.conversation import Conversation, Message, exchanges, fit_context, render_prompt, without
 from gpt2chat.decoding import Choice, choose, draft_for, open_model, runtime_of
 from gpt2chat.engine import Engine
 from gpt2chat.errors import ConfigError
@@ -25,6 +25,7 @@ from gpt2chat.reply import Answer, Given, StreamingReply, Told
 from gpt2chat.runtime import Runtime
 from gpt2chat.sampling import GenerationConfig
 from gpt2chat.small_talk import Reply, written
+from gpt2chat.taught import Pair
 from gpt2chat.templates import Template, template_named
 from gpt2chat.tokenizer import Tokenizer
 
@@ -78,6 +79,7 @@ class GPT2Chatbot:
         self.model_name = model_name or pretrained.DEFAULT_MODEL
         self._expected = MODEL_SIZES.get(pretrained.canonical_name(model_name or ""))
         self.generation, self.system, self.stop = generation or GenerationConfig(), system, tuple(stop)
+        self._any_length = self.generation.max_new_tokens == GenerationConfig.max_new_tokens
         self.fallback, self._confidence, self._grounded = fallback, confidence, grounded
         self.match = match
         self.grounds: Grounded | None = None  # of the last answer, where it was grounded
@@ -169,8 +171,15 @@ class GPT2Chatbot:
             self._notice(f"the file holds another size than {self.model_name}; using {pretrained.describe(loaded)}")
         (self._template or loaded.template).check_ids(runtime.config.vocab_size, self.tokenizer)
         self._judge = self._matcher = None
-        self.generation = self.generation.with_room(min(longest(loaded.taught), runtime.config.n_ctx))
+        self._make_room(loaded.taught, runtime.config.n_ctx)
         self._decoder, self._loaded, self._engine = Decoder(runtime, draft_for(self._draft, runtime)), loaded, engine
+
+    def _make_room(self, pairs: Sequence[Pair], most: int | None = None) -> None:
+        """Let answers be as long as the longest of these, unless a length was asked for."""
+        if self._any_length and pairs:
+            tokens = longest(pairs) if most is None else min(longest(pairs), most)
+            needed = max(tokens, self.generation.max_new_tokens)
+            self.generation = dataclasses.replace(self.generation, max_new_tokens=needed)
 
     def _ready(self) -> tuple[Checkpoint, Decoder]:
         if self._loaded is None:
@@ -205,12 +214,15 @@ class GPT2Chatbot:
         messages = pairs_to_messages(examples)
         self._examples += messages
         self._matcher = None
+        self._make_room(exchanges(messages))
         return len(messages) // 2
 
     def give(self, pairs: Sequence[object]) -> None:
         """Answer questions with `[{"user": ..., "bot": ...}]`, which the model is not shown; raises DataError."""
-        self._answers += pairs_to_messages(pairs)
+        messages = pairs_to_messages(pairs)
+        self._answers += messages
         self._matcher = None
+        self._make_room(exchanges(messages))
 
     @property
     def examples(self) -> list[Message]:
@@ -224,7 +236,7 @@ class GPT2Chatbot:
 
     def drop_custom_example(self, user: str, bot: str) -> None:
         """Take back one pair that `add_custom_examples` or `give` added, if one did."""
-        self._examples, self._answers = (_without(shown, user, bot) for shown in (self._examples, self._answers))
+        self._examples, self._answers = (without(shown, user, bot) for shown in (self._examples, self._answers))
         self._matcher = None
 
     def clear_custom_examples(self) -> None:
@@ -355,6 +367,9 @@ class GPT2Chatbot:
         judge = self._judge = self._judge or judge_of(None, self.checkpoint.taught, self._notice)
 
         def doubt(answer: Answer) -> str | None:
+            if self.reply:  # was taught in the chat, and is given as it is
+                answer.confidence = 1.0
+                return None
             logprobs = [score.logprob for score in explain(decoder, answer.prompt, answer.tokens, top=0)]
             answer.confidence = judge.confidence(question.content, answer.text, logprobs)
             return self.fallback if answer.confidence < self.threshold else None
@@ -415,17 +430,21 @@ class GPT2Chatbot:
         """Choose a taught answer, or the fallback; return its ids."""
         grounding = Grounding(self.matcher, FALLBACK if self.fallback is None else self.fallback, self.threshold)
         source = self._engine or self.decoder
-        alone, _ = self._fit([m for m in messages[:-1] if m.role == "system"] + [messages[-1]], generation)
-        asked = render_prompt(alone, self.template, self.tokenizer)
+        asked = prompt
+        if not self.matcher.depends(messages[-1].content):
+            alone, _ = self._fit([m for m in messages[:-1] if m.role == "system"] + [messages[-1]], generation)
+            asked = render_prompt(alone, self.template, self.tokenizer)
         self.grounds, ids = spoken(grounding, messages[-1].content, asked, self.template.lead, source)
         return self._given(ids, prompt, generation)
 
     def _written(self, messages: Conversation, generation: GenerationConfig) -> Reply | None:
         """Return the answer that the model need not write, if there is one."""
-        if not self.match or self.fallback is not None:
+        if not self.match:
             return None
         shown = self.matcher if self._examples or self._answers else None
-        return written(self.checkpoint.about, messages, generation, shown, bool(self.system))
+        talks = self.fallback is None  # where small talk would be in place of the fallback
+        about = self.checkpoint.about if talks else {**self.checkpoint.about, "small_talk": False}
+        return written(about, messages, generation, shown, bool(self.system))
 
     def _given(
         self, ids: Sequence[int], prompt: Sequence[int], generation: GenerationConfig
@@ -462,17 +481,6 @@ class GPT2Chatbot:
         if unknown := sorted(set(given) - known):
             raise ConfigError(f"{unknown[0]}: expected one of {', '.join(sorted(known))}")
         return dataclasses.replace(self.generation, **given)  # type: ignore[arg-type]
-
-
-def _without(shown: Sequence[Message], user: str, bot: str) -> list[Message]:
-    """Return messages without a question that has an answer."""
-    kept = list[Message]()
-    for message in shown:
-        if (message.role, message.content) == ("assistant", bot) and kept and kept[-1] == Message("user", user):
-            kept.pop()
-        else:
-            kept.append(message)
-    return kept
 
 
 def _text(text: object) -> str:

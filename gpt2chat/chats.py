@@ -155,13 +155,14 @@ class Feedback:
 
     def _lines(self) -> Iterator[tuple[Pair, str]]:
         """Yield the pairs that were taught, by earlier objects too, each with its line; other lines are passed over."""
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            for line in self.path.read_text("utf-8").split("\n"):
+        with contextlib.suppress(OSError):
+            for line in self.path.read_bytes().decode("utf-8-sig", "surrogateescape").split("\n"):
                 with contextlib.suppress(ValueError, TypeError, KeyError, IndexError, RecursionError):
                     row = json.loads(line)
                     if row["provenance"]["by"] == "teach":
                         question, answer = (str(message["content"]) for message in row["messages"][-2:])
-                        yield (question, answer), f"{line}\n"
+                        if question.strip() and answer.strip():
+                            yield (question, answer), f"{line}\n"
 
     def _keep(self, said: Said, messages: Sequence[Message], by: str) -> None:
         row = {"messages": as_rows(messages), "provenance": provenance(by, self.model)}

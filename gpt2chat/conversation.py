@@ -352,3 +352,14 @@ def exchanges(messages: Conversation) -> list[tuple[str, str]]:
     """Return the questions of a conversation that an answer to learn from follows, each with that answer."""
     both = [(asked, said) for asked, said in pairwise(messages) if (asked.role, said.role) == ("user", "assistant")]
     return [(asked.content, said.content) for asked, said in both if said.trained]
+
+
+def without(messages: Conversation, user: str, bot: str) -> list[Message]:
+    """Return messages without a question that has an answer."""
+    kept = list[Message]()
+    for message in messages:
+        if (message.role, message.content) == ("assistant", bot) and kept and kept[-1] == Message("user", user):
+            kept.pop()
+        else:
+            kept.append(message)
+    return kept

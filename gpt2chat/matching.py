@@ -39,6 +39,7 @@ MOST_SAID = 200  # words of an answer that are read
 NO_RIVAL = 0.5  # what the best other answer scores at least, also where there is none
 MANY = 8  # phrasings per answer from which on a model finds the answer better than the nearest of them does
 READ = 0.4  # confidence from which on a question is read as the taught one
+SPELT = 0.1  # and of one that only spelling can tell, which the model itself would hardly understand
 PLAIN = 0.95  # confidence of a match from which on the model is not asked
 UNLIKELY = 0.01  # and below which it is not either
 LIKELIER = 1.0  # weight of a nat that the model finds an answer likelier, where it knows many ways to ask
@@ -108,12 +109,12 @@ class Matcher:
             return []
         likeness = self.likenesses(question)
         rows, evidence = self.evidence(question, likeness, most)
-        sure = self._encoder.confidence(evidence, self.reads(question))
-        exact = self._same(question)
+        read, exact = self.reads(question), self._same(question)
+        sure = self._encoder.confidence(evidence, read) * any(map(str.isalnum, question))
         found = [Match(*self.pairs[row], 1.0, 1.0) for row in exact.values()]
         for row, confidence in zip(rows, sure, strict=True):
             if int(self._owner[row]) not in exact:
-                alike = float(np.clip(likeness[0][row], 0, 1))
+                alike = float(np.clip(likeness[0 if read else 2][row], 0, 1))
                 found.append(Match(*self.pairs[row], alike, 0.0 if exact else float(confidence)))
         return found[:most]
 
@@ -122,8 +123,12 @@ class Matcher:
 
         What differs in other marks from several questions, as C differs from C++ and C#, is none of them.
         """
-        whole, written, words = (self._exact.get(form, {}) for form in _forms(question))
-        return whole or written or (words if len(words) == 1 else {})
+        whole, cased, written, words = (self._exact.get(form, {}) for form in _forms(question))
+        return whole or cased or written or (words if len(words) == 1 else {})
+
+    def depends(self, question: str) -> bool:
+        """Whether a question was taught with several answers, so that what was said before tells which is meant."""
+        return len(self._same(question)) > 1
 
     @cached_property
     def has_many(self) -> bool:
@@ -173,7 +178,9 @@ class Matcher:
             if len(self._read) >= REMEMBERED:
                 self._read.clear()
             best = next(iter(self.match(question, 2)), None)
-            taught = self._taught(best) if best and best.confidence >= READ else None
+            spelt = best and not (self.reads(question) or self.reads(best.question))
+            least = SPELT if spelt else READ
+            taught = self._taught(best) if best and best.confidence >= least else None
             found = (question if taught is None else taught, taught is not None)
             self._read[question] = found
             return found
@@ -379,7 +386,7 @@ class _Said:
 def likely(matches: Sequence[Match]) -> Sequence[Match]:
     """Return those of the best matches among which the model has a say: one alone is plain without it."""
     if matches and matches[0].confidence >= PLAIN:
-        return matches[:1]
+        return [match for match in matches if match.confidence == 1] or matches[:1]
     return [match for at, match in enumerate(matches) if at == 0 or match.confidence >= UNLIKELY]
 
 
@@ -413,9 +420,10 @@ def outside() -> tuple[str, ...]:
     return tuple(line for line in lines if line and not line.startswith("#"))
 
 
-def _forms(question: str) -> tuple[str, str, str]:
-    """Return a question as it is, without what makes no difference, and its words alone, each told from the others."""
-    return f"as it is: {question.strip()}", f"written: {same(question)}", f"words: {fold(question)}"
+def _forms(question: str) -> tuple[str, str, str, str]:
+    """Return a question as it is, but for the marks at its ends, but for case too, and its words alone, each marked."""
+    cased, written = same(question, cased=True), same(question)
+    return f"as it is: {question.strip()}", f"cased: {cased}", f"written: {written}", f"words: {fold(question)}"
 
 
 def _form(word: str) -> str:

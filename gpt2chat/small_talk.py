@@ -61,6 +61,12 @@ DANGER = re.compile(
     r"|\b(?:house|home|kitchen|flat|car|hair|clothes|pan|room|i'?m|am|is) (?:is |are )?on fire\b(?! tonight)"
     r"|\brape|\babus|\b(?:hits?|beats?|punch(?:es)?|kicks?|chok(?:es?|ing)|strangl\w+|slaps?|threatens?"
     r"|hitting|beating|punching|kicking) (?:me|my (?:child|kid|son|daughter|wife|mum|mom))\b"
+    r"|\b(?:took|taken|swallowed) (?:\d+|all|too many|a (?:lot|bottle|pack|box)|the whole)\b"
+    r".*(?:pill|tablet|cetamol|profen|aspirin|box|pack|bottle)"
+    r"|\b(?:not|isn't|isnt|stopped|cant|cannot) breath|\bchest (?:hurts|pain)|\bpain in (?:my|the) chest"
+    r"|\boff myself\b|\bunalive|\bfollowing me\b|\bwill sterben\b"
+    r"|\b(?:hurt|kill|stab|shoot) (?:him|her|someone"
+    r"|my (?:sister|brother|wife|husband|mother|father|mum|mom|dad|child|kid|son|daughter|boss))\b"
     r"|\bis missing|\bemergency|\bburned my(?:self| (?:hand|arm|face|leg|finger|skin))",
     re.I,
 )

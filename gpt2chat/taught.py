@@ -23,7 +23,7 @@ FACTOR = np.uint64(0x9E3779B97F4A7C15)
 Keys = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
-QUOTES = str.maketrans("’‘“”", "''\"\"")
+QUOTES = str.maketrans("’‘“”", "''\"\"", "\ufe0e\ufe0f")  # and how an emoji is drawn
 ENDS = " .,;:!?…¿¡。？！"
 # of ASCII: letters and digits in lower case, all else a blank
 PLAIN = {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
@@ -95,9 +95,10 @@ class Taught:
         return Nearest(*self.pairs[best], float(similarities[best]))
 
 
-def same(question: str) -> str:
+def same(question: str, cased: bool = False) -> str:
     """Return what two questions share that differ in case, blanks, quotes and the marks at their ends alone."""
-    text = unicodedata.normalize("NFKC", question).casefold().translate(QUOTES)
+    text = unicodedata.normalize("NFKC", question).translate(QUOTES)
+    text = text if cased else text.casefold()
     return " ".join(text.split()).strip(ENDS) or " ".join(text.split())
 
 

@@ -229,3 +229,23 @@ def test_examples_that_are_taken_back_are_counted(tmp_path: Path) -> None:
     (tmp_path / "two.json").write_text('[{"user": "c", "bot": "d"}, {"user": "e", "bot": "f"}]')
     said = invoke("chat", faq(tmp_path), stdin=f"/examples {tmp_path / 'two.json'}\n/examples clear\n").stderr
     assert "2 examples taken back." in said
+
+
+def test_what_is_taught_goes_before_the_fallback_of_a_model_of_conversations_too(tmp_path: Path) -> None:
+    tiny = checkpoint.load(save_tiny(tmp_path / "tiny.pt"))
+    checkpoint.save(dataclasses.replace(tiny, taught=[("a?", "b.")]), tmp_path / "talks.pt")
+    said = invoke("chat", tmp_path / "talks.pt", "--fallback", "No.", stdin="c?\n/teach d.\nc?\n/new\nwho?\n")
+    assert said.stdout.splitlines() == ["No.", "d.", "No."]
+    assert invoke("chat", tmp_path / "talks.pt", "--fallback", "No.", "-p", "c?").stdout.strip() == "d."
+
+
+@pytest.mark.parametrize(
+    "spoilt", [b"\xff\xfe\n", b'{"provenance": {"by": "teach"}, "messages": []}\n', b"[" * 9999 + b"\n"]
+)
+def test_a_spoilt_line_of_what_was_taught_costs_no_other(tmp_path: Path, spoilt: bytes) -> None:
+    path = faq(tmp_path)
+    invoke("chat", path, stdin="c?\n/teach d.\n")
+    kept = tmp_path / "faq.feedback.jsonl"
+    empty = kept.read_text("utf-8").replace('"d."', '" "').replace('"c?"', '"e?"').encode()
+    kept.write_bytes(b"\xef\xbb\xbf" + kept.read_bytes() + spoilt + empty)
+    assert invoke("chat", path, "-p", "c?").stdout.strip() == "d."

@@ -39,6 +39,7 @@ from gpt2chat.matching import (
     Match,
     Matcher,
     as_taught,
+    likely,
     outside,
 )
 from gpt2chat.model import GPT2, GPT2Config
@@ -603,3 +604,26 @@ def test_a_file_of_questions_is_answered_as_in_a_chat(learnt: Checkpoint, tmp_pa
     assert [json.loads(line)["text"] for line in said.stdout.splitlines()] == 2 * [answer for _, answer in OTHER_WORDS]
     said = invoke(*command, "--quantize", "none", "--out", "-", "--seed", 1, "--no_match")
     assert [json.loads(line)["text"] for line in said.stdout.splitlines()] != 2 * [answer for _, answer in OTHER_WORDS]
+
+
+def test_a_question_of_marks_alone_asks_for_nothing_that_was_not_taught_so() -> None:
+    matcher = Matcher([("?", "Yes."), ("I ❤️ it", "Me too."), ("IT", "Computers."), ("it", "A thing."), *SHOP])
+    assert matcher.match("?")[0].answer == "Yes." and matcher.match("??")[0].confidence == 0
+    assert matcher.match("I ❤ it")[0].confidence == 1  # however it is drawn
+    assert [matcher.match(asked)[0].answer for asked in ("IT?", "it?")] == ["Computers.", "A thing."]
+
+
+def test_what_was_said_before_tells_which_of_several_answers_is_meant() -> None:
+    matcher = Matcher([("Two", "Then take the red boat."), ("Two", "Six euros, please."), *SHOP])
+    assert matcher.depends("two!") and not matcher.depends("When do you open?") and not matcher.depends("Three")
+    assert {match.answer for match in likely(matcher.match("Two"))} == {"Then take the red boat.", "Six euros, please."}
+    assert len(likely(matcher.match("When do you open?"))) == 1
+
+
+def test_a_question_in_another_language_is_read_by_its_spelling_alone() -> None:
+    russian = [("Когда вы открыты?", "С девяти."), ("Где моя посылка?", "В пути."), ("Есть ли парковка?", "За домом.")]
+    matcher = Matcher([*russian, *SHOP])
+    assert not matcher.reads("Где посылка моя") and matcher.reads("Where is it?")
+    assert matcher.phrased("Где посылка моя") == "Где моя посылка?"
+    assert matcher.match("Где посылка моя")[0].similarity > 0.5
+    assert matcher.phrased("zyzzyx") == "zyzzyx"  # no language that was taught

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gpt2chat.taught import Pair
 
 SHOWN = (100, 95, 90, 80, 70, 50)  # per cent of the questions
+SELDOM = 0.1  # share of the questions below which a bot is of no use
 WORTH = 0.5  # precision below which a threshold is no help
 OWN_OPTIONS = ("coverage", "precision", "receipt", "taught")
 
@@ -151,6 +152,8 @@ def _remark(found: Calibration) -> None:
     """Say what makes a calibration worth less than it looks."""
     if found.known:
         say(f"note: {found.known} of the {found.pairs} questions were taught word by word: new ones are harder")
+    if found.coverage < SELDOM:
+        say(f"warning: it would answer {found.coverage:.0%} of the questions: ask for less with --precision")
     if found.precision < WORTH:
         say(
             f"warning: of the answers that it would give {found.precision:.0%} are right: teach it more like these "

@@ -180,7 +180,8 @@ def _table(result: dict[str, Any]) -> str:
         lines.append(f"  text      {text['tokens']} tokens, {_perplexity(text)}")
     if pairs := result.get("conversations"):
         lines.append(f"  answers   {pairs['answers']['tokens']} tokens, {_perplexity(pairs['answers'])}")
-        lines.append(f"  exact     {pairs['exact']:.1%} of {pairs['pairs']} greedy answers equal the taught ones")
+        alone = "greedy answers of the model alone equal the taught ones"
+        lines.append(f"  exact     {pairs['exact']:.1%} of {pairs['pairs']} {alone}")
         row = pairs["in_a_row"]
         in_one = "asked one after the other in one conversation, without matching"
         lines.append(f"  in a row  {row['exact']:.1%} of {row['pairs']} {in_one}")

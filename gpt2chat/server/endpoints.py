@@ -106,8 +106,10 @@ async def _grounded(
     matches = await asyncio.to_thread(grounding.candidates, messages[-1].content)
     logprobs = None
     if len(matches) > 1:
-        system = [message for message in messages[:-1] if message.role == "system"]
-        alone, _ = await service.prompt([*system, messages[-1]], question.config.max_new_tokens)
+        alone: Sequence[int] = question.prompt
+        if not grounding.matcher.depends(messages[-1].content):
+            system = [message for message in messages[:-1] if message.role == "system"]
+            alone, _ = await service.prompt([*system, messages[-1]], question.config.max_new_tokens)
 
         async def work() -> list[float]:
             return [await _likelihood(request, alone, question.lead, match.answer) for match in matches]

@@ -125,7 +125,7 @@ def teach(talk: Talk, argument: str) -> None:
 
 def _gives(bot: GPT2Chatbot) -> bool:
     """Whether a bot gives what was taught in the chat word for word."""
-    return bot.grounded or (bot.match and bot.fallback is None)
+    return bot.grounded or bot.match
 
 
 def offer(talk: Talk) -> None:
