@@ -39,7 +39,8 @@ MOST_SAID = 200  # words of an answer that are read
 NO_RIVAL = 0.5  # what the best other answer scores at least, also where there is none
 MANY = 8  # phrasings per answer from which on a model finds the answer better than the nearest of them does
 READ = 0.4  # confidence from which on a question is read as the taught one
-SPELT = 0.1  # and of one that only spelling can tell, which the model itself would hardly understand
+SEEN = 100  # questions that tell in which language was taught
+SPELT = 0.03  # and of one that only spelling can tell, which the model itself would hardly understand
 PLAIN = 0.95  # confidence of a match from which on the model is not asked
 UNLIKELY = 0.01  # and below which it is not either
 LIKELIER = 1.0  # weight of a nat that the model finds an answer likelier, where it knows many ways to ask
@@ -131,6 +132,12 @@ class Matcher:
         return len(self._same(question)) > 1
 
     @cached_property
+    def _foreign(self) -> bool:
+        """Whether most of what was taught is in a language that the encoder cannot read."""
+        read = self._encoder.reads([question for question, _ in self.pairs[:SEEN]])
+        return 2 * int(read.sum()) < len(read)
+
+    @cached_property
     def has_many(self) -> bool:
         """Whether so many ways to ask for most answers were taught that the model has a say in what is asked for."""
         return bool(self.pairs) and float(np.median(np.bincount(self._owner))) >= MANY
@@ -178,8 +185,7 @@ class Matcher:
             if len(self._read) >= REMEMBERED:
                 self._read.clear()
             best = next(iter(self.match(question, 2)), None)
-            spelt = best and not (self.reads(question) or self.reads(best.question))
-            least = SPELT if spelt else READ
+            least = SPELT if self._foreign and not self.reads(question) else READ
             taught = self._taught(best) if best and best.confidence >= least else None
             found = (question if taught is None else taught, taught is not None)
             self._read[question] = found
