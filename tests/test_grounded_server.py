@@ -380,3 +380,11 @@ def test_the_terminal_says_the_same(server: Served, model: Path) -> None:
         out = invoke("chat", model, "--fallback", UNSURE, "-p", question, "--json").stdout
         text = json.loads(out)["answer"]
         assert text == server.ask(question)["choices"][0]["message"]["content"]
+
+
+def test_what_was_shown_goes_before_the_fallback_of_a_model_of_conversations_too(model: Path, tmp_path: Path) -> None:
+    checkpoint.save(dataclasses.replace(checkpoint.load(model), about={"base": "tiny"}), tmp_path / "talks.pt")
+    examples = pairs_to_messages([{"user": "Is there a cat?", "bot": "Yes, Minka."}])
+    with served(tmp_path / "talks.pt", fallback=UNSURE, examples=examples) as running:
+        for question, answer in (("Is there a cat?", "Yes, Minka."), ("Who wrote Hamlet?", UNSURE)):
+            assert running.ask(question)["choices"][0]["message"]["content"] == answer

@@ -90,7 +90,7 @@ async def _chat(
         answers = service.ask(question, count)
     written.workers = [answer.stream.worker for answer in answers]
     for answer in answers:
-        answer.judge = service.doubting(messages, written.extra)
+        answer.judge = None if answer.given else service.doubting(messages, written.extra)
     at_leaving(request.scope, (answer.stream.drop for answer in answers))
     exchange = Exchange(service, answers, written, [messages[-1].content])
     return await exchange.respond(request.receive, wanted.stream_options, streamed)

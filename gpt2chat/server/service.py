@@ -271,16 +271,16 @@ class Service:
 
         The seed of each is one more than that of the one before, as where the model draws several.
         """
-        loaded, settings = self.opened()[0], self.settings
-        if not settings.match or settings.fallback is not None:
-            return []
+        about, settings = self.opened()[0].about, self.settings
+        if settings.fallback is not None:  # which is said in the place of small talk
+            about = {**about, "small_talk": False}
         shown, replies = self.matcher if settings.examples else None, list[Reply]()
-        if not shown and not has_small_talk(loaded.about):
+        if not settings.match or (not shown and not has_small_talk(about)):
             return []
         for number in range(count):
             seed = None if generation.seed is None else (generation.seed + number) % 2**63
             one = replace(generation, seed=seed)
-            reply = await asyncio.to_thread(written, loaded.about, messages, one, shown, bool(settings.system))
+            reply = await asyncio.to_thread(written, about, messages, one, shown, bool(settings.system))
             if reply is None:
                 return []
             replies.append(reply)
