@@ -27,11 +27,7 @@ CLOSER = 256  # phrasings that are compared word by word, those that look most a
 CROWD = 3  # phrasings of an answer, and questions of the list of general ones, that are looked at together
 REFUSED = 0.9  # share of the general questions that a threshold must refuse
 LOCAL = 16  # answers that are weighed against each other by all their phrasings
-MEANING, POWER, RIDGE = (
-    0.5,
-    1.5,
-    0.3,
-)  # its share of the kernel, the rest is spelling; how little one phrasing is trusted
+MEANING, POWER, RIDGE = 0.5, 1.5, 0.3  # share of the kernel, the rest is spelling; and how little a phrasing is trusted
 EVIDENCE = 18  # figures that speak for a match
 SAID, MEANT = 0.25, 0.2  # of what stands in the answer, and of its meaning, beside the likeness of the questions
 TELLING = 4  # words from which on an answer has a meaning that a question can ask for
