@@ -79,7 +79,7 @@ class GPT2Chatbot:
         self.model_name = model_name or pretrained.DEFAULT_MODEL
         self._expected = MODEL_SIZES.get(pretrained.canonical_name(model_name or ""))
         self.generation, self.system, self.stop = generation or GenerationConfig(), system, tuple(stop)
-        self._any_length = self.generation.max_new_tokens == GenerationConfig.max_new_tokens
+        self._room = GenerationConfig.max_new_tokens  # the longest answer, unless another length was asked for
         self.fallback, self._confidence, self._grounded = fallback, confidence, grounded
         self.match = match
         self.grounds: Grounded | None = None  # of the last answer, where it was grounded
@@ -176,10 +176,10 @@ class GPT2Chatbot:
 
     def _make_room(self, pairs: Sequence[Pair], most: int | None = None) -> None:
         """Let answers be as long as the longest of these, unless a length was asked for."""
-        if self._any_length and pairs:
+        if self.generation.max_new_tokens == self._room and pairs:
             tokens = longest(pairs) if most is None else min(longest(pairs), most)
-            needed = max(tokens, self.generation.max_new_tokens)
-            self.generation = dataclasses.replace(self.generation, max_new_tokens=needed)
+            self._room = max(tokens, self._room)
+            self.generation = dataclasses.replace(self.generation, max_new_tokens=self._room)
 
     def _ready(self) -> tuple[Checkpoint, Decoder]:
         if self._loaded is None:

@@ -91,14 +91,11 @@ class QuestionEncoder:
 
     def knows(self, spelt: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Return whether each word says anything: one or two characters without a row, as of another script, do not."""
-        return np.array([self._says(word) for word in spelt], bool)
+        return np.array([word in self._rows or len(word) > 2 for word in spelt], bool)
 
     def _reads(self, spelt: Sequence[str]) -> bool:
         spelt = [word for word in spelt if word.isalpha()] or spelt
         return 2 * sum(word in self._rows for word in spelt) >= max(1, len(spelt))
-
-    def _says(self, word: str) -> bool:
-        return len(word) > 2 or word in self._rows
 
     def mixed(self, likeness: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return the sum of the three likenesses (3, N) of `matching`, each with the weight that served best."""

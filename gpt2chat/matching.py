@@ -86,6 +86,7 @@ class Matcher:
         self.spelling = Taught(self.pairs)
         self._trained = len(self.pairs) if trained is None else trained
         self._read: dict[str, tuple[str, bool]] = {}
+        self._looked_at = "", self._encode([""])[0]  # one question is looked at several times
         self._decided: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -197,7 +198,7 @@ class Matcher:
 
     def likenesses(self, question: str) -> Numbers:
         """Return how like a question is to each taught one: of meaning, word by word, and of spelling; (3, N)."""
-        meaning = (self._vectors @ self._encode([question])[0]).astype(np.float64)
+        meaning = (self._vectors @ self._vector(question)).astype(np.float64)
         spelling, word_by_word = self.spelling.similarities(question), np.zeros(len(self.pairs))
         rows = np.argsort(-(meaning + spelling), kind="stable")[:CLOSER]
         word_by_word[rows] = self._words.likeness(question, rows)
@@ -206,6 +207,14 @@ class Matcher:
     def _encode(self, questions: Sequence[str]) -> Vectors:
         """Return vectors of questions, zeros where the encoder can read none of it: there only spelling counts."""
         return self._encoder.encode(questions) * self._encoder.reads(questions)[:, None]
+
+    def _vector(self, question: str) -> Vectors:
+        """Return the vector of a question, made once for all that look at it."""
+        last, vector = self._looked_at
+        if last != question:
+            vector = self._encode([question])[0]
+            self._looked_at = question, vector
+        return vector
 
     def reads(self, question: str) -> bool:
         """Whether the encoder can read a question; what it cannot is compared by spelling."""
@@ -227,7 +236,7 @@ class Matcher:
         best, mean = self._by_answer(score)
         total = best + mean
         spelt, weights = self._words.weighed(question)
-        said, vector = self._said.shares(spelt, weights), self._encode([question])[0]
+        said, vector = self._said.shares(spelt, weights), self._vector(question)
         meant = (self._meant @ vector).astype(np.float64)
         support = self._support(likeness, best, total) + SAID * said + MEANT * meant
         order = np.argsort(-support, kind="stable")[:most]
@@ -363,7 +372,6 @@ class _Said:
     """Which words of a question stand in the answers: many a question is worded as its answer is."""
 
     def __init__(self, answers: Sequence[str]) -> None:
-        self._holding: dict[str, Places] = {}
         found: dict[str, list[int]] = {}
         for at, answer in enumerate(answers):
             for form in {_form(word) for word in words(answer, MOST_SAID) if word.isalnum()}:

@@ -541,7 +541,7 @@ def train(base: Path, rows: Path, saved: Path, *options: object) -> str:
 
 # -- long answers --------------------------------------------------------------------------------------------------
 
-LONG = " ".join(f"word{n}" for n in range(120))  # more tokens than the usual 256
+LONG = " ".join(f"word{n}" for n in range(120))  # more tokens than the tiny context holds
 
 
 def test_a_taught_answer_is_given_whole_however_long_it_and_the_conversation_are(tmp_path: Path) -> None:
@@ -565,3 +565,12 @@ def test_room_is_made_for_the_longest_taught_answer_unless_a_length_was_asked_fo
     assert chosen.with_room(300) == chosen
     assert longest([("a", "one two"), ("b", LONG)]) == 1 + len(Tokenizer.gpt2().encode(LONG))
     assert longest([]) == 1
+
+
+def test_a_length_that_was_chosen_later_is_kept_when_something_is_taught() -> None:
+    bot = GPT2Chatbot()
+    bot.add_custom_examples([{"user": "a", "bot": 2 * LONG}])
+    assert bot.generation.max_new_tokens == longest([("a", 2 * LONG)]) > 256
+    bot.set_response_length("brief")
+    bot.add_custom_examples([{"user": "b", "bot": 2 * LONG}])
+    assert bot.generation.max_new_tokens == 30

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from string import ascii_lowercase
 
 import click
 import numpy as np
@@ -244,8 +245,8 @@ def faq_tasks(lists: Sequence[Faq], general: Sequence[str], seed: int = 0) -> li
 
 def in_cipher(tasks: Sequence[Task]) -> list[Task]:
     """Return tasks in letters that the encoder cannot read, a language of its own to it."""
-    turned = {ord(letter): chr(0x430 + at) for at, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
-    turned |= {ord(chr(letter).upper()): chr(new).upper() for letter, new in ((k, ord(v)) for k, v in turned.items())}
+    cipher = "".join(chr(0x430 + at) for at in range(len(ascii_lowercase)))
+    turned = str.maketrans(ascii_lowercase + ascii_lowercase.upper(), cipher + cipher.upper())
 
     def turn(text: str | None) -> str | None:
         return text if text is None or text == FAR else text.translate(turned)
